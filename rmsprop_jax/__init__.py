@@ -1,0 +1,17 @@
+"""RMSprop for JAX, as Optax gradient transformations."""
+
+from rmsprop_jax._optimizer import rmsprop
+from rmsprop_jax._transform import (
+    ScaleByRmsState,
+    ScaleByStddevState,
+    scale_by_rms,
+    scale_by_stddev,
+)
+
+__all__ = [
+    "ScaleByRmsState",
+    "ScaleByStddevState",
+    "rmsprop",
+    "scale_by_rms",
+    "scale_by_stddev",
+]

@@ -1,0 +1,132 @@
+"""What bad input gets: an error that names the argument or the leaf, what came and what is allowed.
+
+Everything is checked while a transformation is built or traced, so a compiled step
+holds none of it. Values that are traced have no value yet and pass.
+"""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from rmsprop_jax import _accumulator
+
+
+def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
+    """Raises unless ``value`` is a real scalar in ``[0, below)``, or a traced one."""
+    allowed = f"a finite number >= 0{'' if math.isinf(below) else f' and < {below:g}'}"
+    is_number = isinstance(value, numbers.Real | np.ndarray | np.generic | jax.Array)
+    if not is_number or isinstance(value, bool) or not _is_real(value):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+    if np.shape(value) != ():
+        raise ValueError(f"{name} must be one number, got an array of shape {np.shape(value)}")
+    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < below:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def check_learning_rate(name: str, value: Any) -> None:
+    """Raises unless ``value`` is a number as above or a schedule."""
+    if isinstance(value, str) or not callable(value):
+        check_number(f"{name}, if not a schedule,", value)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether ``value`` is zero for certain; a traced value is not."""
+    return not isinstance(value, jax.core.Tracer) and bool(value == 0)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises unless ``value`` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_momentum(momentum: Any, nesterov: Any) -> None:
+    """Raises unless ``momentum`` is None or a number in [0, 1), as ``nesterov`` needs it to be."""
+    check_flag("nesterov", nesterov)
+    if momentum is not None:
+        check_number("momentum", momentum, below=1)
+    elif nesterov:
+        raise ValueError("nesterov=True needs momentum, a number >= 0 and < 1; got None")
+
+
+def check_params_given(name: str, params: Any) -> None:
+    """Raises if ``params``, which ``name`` needs, are missing."""
+    if params is None:
+        raise ValueError(f"{name} needs params: call update(updates, state, params); got None")
+
+
+def check_accumulator_dtype(dtype: Any) -> None:
+    """Raises unless averages can be kept in ``dtype``."""
+    allowed = ["None", *(d.name for d in _accumulator.SUPPORTED_DTYPES)]
+    try:
+        supported = dtype is None or jnp.dtype(dtype) in _accumulator.SUPPORTED_DTYPES
+    except TypeError:
+        supported = False
+    if not supported:
+        raise ValueError(f"accumulator_dtype must be one of {allowed}, got {dtype!r}")
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+        raise ValueError("accumulator_dtype float64 needs jax.config.update('jax_enable_x64', True)")
+
+
+def check_leaves(name: str, tree: Any) -> None:
+    """Raises unless every leaf of ``tree`` is real or complex floating point."""
+    for path, leaf in tree_leaves_with_path(tree):
+        dtype = getattr(leaf, "dtype", None)
+        if not jnp.issubdtype(dtype, jnp.inexact) if dtype else not isinstance(leaf, float | complex):
+            raise TypeError(
+                f"{name}{keystr(path)} must be a floating-point array, got "
+                f"{f'one of dtype {dtype}' if dtype else repr(leaf)}; "
+                "leave such leaves out with optax.masked"
+            )
+
+
+def check_shapes(name: str, tree: Any, expected: Any, *, like: str) -> None:
+    """Chex's AssertionError unless ``tree`` has the structure and shapes of ``expected``."""
+    _check_like(name, tree, expected, like, describe=lambda leaf: str(jnp.shape(leaf)))
+
+
+def check_shapes_and_dtypes(name: str, tree: Any, expected: Any, *, like: str) -> None:
+    """Chex's AssertionError unless ``tree`` has also the dtypes of ``expected``."""
+    _check_like(
+        name, tree, expected, like, describe=lambda leaf: f"{leaf.dtype}{jnp.shape(leaf)}"
+    )
+
+
+def _check_like(
+    name: str, tree: Any, expected: Any, like: str, describe: Callable[[Any], str]
+) -> None:
+    _check_structure(name, tree, expected, like)
+    leaves = tree_leaves_with_path(tree)
+    for (path, leaf), expected_leaf in zip(leaves, jax.tree.leaves(expected), strict=True):
+        message = f"{name}{keystr(path)} must be as in {like}"
+        chex.assert_equal(describe(leaf), describe(expected_leaf), custom_message=message)
+
+
+def _check_structure(name: str, tree: Any, expected: Any, like: str) -> None:
+    if jax.tree.structure(tree) == jax.tree.structure(expected):
+        return
+    paths, expected_paths = (
+        [keystr(path) for path, _ in tree_leaves_with_path(t)] for t in (tree, expected)
+    )
+    missing = [path for path in expected_paths if path not in paths]
+    extra = [path for path in paths if path not in expected_paths]
+    difference = (
+        f"missing leaves {missing}, unexpected leaves {extra}"
+        if missing or extra
+        else "the leaves are the same, their containers differ"
+    )
+    chex.assert_trees_all_equal_structs(
+        expected, tree, custom_message=f"{name} must be built as {like}: {difference}"
+    )
+
+
+def _is_real(value: Any) -> bool:
+    dtype = getattr(value, "dtype", jnp.dtype(float))
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)

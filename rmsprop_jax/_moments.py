@@ -1,0 +1,98 @@
+"""The mathematics of RMSprop on one array: averages that forget, and the denominator.
+
+Everything here is a pure function of arrays and scalars: no pytrees, no Optax.
+The symbols are those of the lecture and the papers: ``g`` a gradient, ``v`` the
+decaying average of ``|g|**2``, ``m`` that of ``g``, ``s = v - |m|**2`` the variance.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+def squared_magnitude(g: jax.Array) -> jax.Array:
+    """``|g|**2``, real also where ``g`` is complex, and never infinite.
+
+    It saturates at half of the largest float: an infinite average never forgets,
+    and its parameter would stand still for good.
+    """
+    square = jnp.real(g * jnp.conj(g))
+    return jnp.minimum(square, jnp.finfo(square.dtype).max / 2)
+
+
+def decaying_average(x: jax.Array, average: jax.Array, weight: ArrayLike) -> jax.Array:
+    """``(1 - weight) * average + weight * x``, where ``weight`` is ``1 - decay``.
+
+    Written with ``weight`` alone, so that the two weights add up to one to the
+    last bit: with a rounded ``decay`` and a rounded ``1 - decay`` a constant ``x``
+    is missed by 1e-5 at decay 0.999, more than a small spread around a large mean.
+    """
+    return (average - weight * average) + weight * x
+
+
+def decaying_variance(
+    g: jax.Array, mean: jax.Array, variance: jax.Array, weight: ArrayLike
+) -> jax.Array:
+    """The variance ``v - |m|**2`` after ``g``, without the subtraction that cancels.
+
+    With ``m`` the mean *after* ``g`` and ``d = 1 - weight``,
+
+        ``s' = d s + (1 - d) |g - m|**2 / d``
+
+    holds exactly (put ``m = d m_before + (1 - d) g`` into ``v - |m|**2``), and is
+    never negative. The mean before ``g`` would give a second form; this one lets
+    XLA update both averages in place.
+    """
+    return decaying_average(divide(squared_magnitude(g - mean), 1 - weight), variance, weight)
+
+
+def decaying_sum(x: jax.Array, total: jax.Array, decay: ArrayLike) -> jax.Array:
+    """``decay * total + x``: heavy-ball momentum."""
+    return decay * total + x
+
+
+def bias_correction(decay: ArrayLike, count: jax.Array) -> jax.Array:
+    """``1 - decay**count``: how much of an average that began at zero is data."""
+    return 1 - decay**count
+
+
+def corrected_start(decay: ArrayLike, count: jax.Array) -> jax.Array:
+    """``decay**count / (1 - decay**count)``: what bias correction makes of a start of one."""
+    return decay**count / bias_correction(decay, count)
+
+
+def newest_weight(decay: ArrayLike, count: jax.Array) -> jax.Array:
+    """``(1 - decay) / (1 - decay**count)``: the newest weight in a bias-corrected average.
+
+    Computed as ``1 / (1 + decay + ... + decay**(count - 1))``, which is exactly one
+    at the first step and keeps its digits where ``decay`` is close to one.
+    """
+    log_decay = jnp.log1p(-(1 - decay))
+    sum_of_older = divide(-jnp.expm1((count - 1) * log_decay), 1 - decay)
+    return 1 / (1 + decay * sum_of_older)
+
+
+def normalize(
+    g: jax.Array, second_moment: jax.Array, eps: ArrayLike, eps_in_sqrt: bool
+) -> jax.Array:
+    """``g / sqrt(v + eps)``, or ``g / (sqrt(v) + eps)``; zero where the denominator is."""
+    if eps_in_sqrt:
+        return divide(g, sqrt(second_moment + eps))
+    return divide(g, sqrt(second_moment) + eps)
+
+
+@jax.custom_jvp
+def sqrt(x: jax.Array) -> jax.Array:
+    """``sqrt(x)``, whose derivative at zero is zero instead of infinite."""
+    return jnp.sqrt(x)
+
+
+@sqrt.defjvp
+def _sqrt_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    root = sqrt(*primals)
+    return root, divide(*tangents, 2 * root)
+
+
+def divide(a: jax.Array, b: ArrayLike) -> jax.Array:
+    """``a / b``, and zero with a zero derivative where ``b`` is zero."""
+    return a / jnp.where(b == 0, jnp.inf, b)

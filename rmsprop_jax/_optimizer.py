@@ -1,0 +1,141 @@
+"""RMSprop, composed from its parts and Optax's."""
+
+from typing import Any
+
+import jax
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from rmsprop_jax import _accumulator, _checks
+from rmsprop_jax._transform import scale_by_rms, scale_by_stddev, trace, transformation
+
+
+def rmsprop(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: ArrayLike = 0.9,
+    eps: ArrayLike = 1e-8,
+    initial_scale: ArrayLike = 0.0,
+    eps_in_sqrt: bool = True,
+    centered: bool = False,
+    momentum: ArrayLike | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+    *,
+    weight_decay: ArrayLike = 0.0,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RMSprop: each gradient over the root of the decaying average of its square.
+
+    .. math::
+
+        v_t &= d\, v_{t-1} + (1 - d)\, |g_t|^2 \\
+        b_t &= \mu\, b_{t-1} + \eta_t\, \frac{g_t}{\sqrt{v_t + \epsilon}} \\
+        w_{t+1} &= w_t - b_t - \eta_t\, \lambda\, w_t
+
+    ``eps_in_sqrt=False`` divides by :math:`\sqrt{v_t} + \epsilon`; ``centered`` puts
+    the variance :math:`v_t - |m_t|^2` in the place of :math:`v_t`; ``nesterov`` puts
+    :math:`\mu b_t + \eta_t g_t / \sqrt{v_t + \epsilon}` in the place of :math:`b_t`
+    in the last line. See `scale_by_rms` and `scale_by_stddev` for the
+    averages.
+
+    Positional arguments, defaults and results are those of ``optax.rmsprop``. What is
+    different: averages and momentum are kept in at least float32, and all arithmetic
+    up to the update is done there; the variance does not cancel; zero over zero is
+    zero; derivatives of a step are finite where a gradient is zero; bad input is
+    refused.
+
+    Args:
+      learning_rate: :math:`\eta \ge 0`, or a schedule: a function from the number of
+        steps taken to it. It stands inside the momentum buffer, as in Optax, Keras
+        and TensorFlow; torch has it outside, which differs only while it changes.
+      decay: d, in [0, 1). The average looks back over about ``1 / (1 - d)`` steps.
+      eps: :math:`\epsilon \ge 0`, in units of ``|g|**2`` inside the root and of
+        ``|g|`` outside.
+      initial_scale: :math:`v_0 \ge 0`: 0 in most frameworks, 1 in TensorFlow 1.
+      eps_in_sqrt: Whether eps stands inside the root.
+      centered: Whether to divide by the standard deviation, as Graves does.
+      momentum: :math:`\mu`, in [0, 1); ``None`` keeps no buffer.
+      nesterov: Whether the momentum is Nesterov's; needs ``momentum``.
+      bias_correction: Whether to correct the averages for the start at zero.
+      weight_decay: :math:`\lambda \ge 0`, decoupled as in AdamW: scaled by the
+        learning rate, and part of neither the averages nor the momentum. For a mask,
+        leave it zero and put ``optax.add_decayed_weights`` into a chain.
+      accumulator_dtype: The real dtype of averages and momentum, float32 or float64;
+        ``None`` means the parameter's, at least float32.
+
+    Returns:
+      A transformation. Updates have the shape and dtype of the gradients, for
+      ``optax.apply_updates``. The state is that of an ``optax.chain`` of
+      `scale_by_rms` or `scale_by_stddev`, the learning rate, momentum
+      and weight decay; ``optax.tree_utils.tree_get(state, "nu")`` finds v.
+
+    Raises:
+      TypeError: At once, if an argument is of the wrong kind; later, if a leaf is not
+        floating point.
+      ValueError: If a number is out of its range, if ``nesterov`` comes without
+        ``momentum``, or if ``update`` comes without ``params`` where weights decay.
+      AssertionError: From chex, when traced: if gradients, parameters and state do
+        not have one structure and the same shapes.
+
+    Example:
+      The first step moves every parameter by ``learning_rate / sqrt(1 - decay)``,
+      0.0316 here, against its gradient.
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from rmsprop_jax import rmsprop
+      >>> params = jnp.array([0.2, 0.4, 0.6])
+      >>> gradients = jnp.array([-0.5, 0.3, 0.24])
+      >>> optimizer = rmsprop(learning_rate=0.01)
+      >>> state = optimizer.init(params)
+      >>> updates, state = optimizer.update(gradients, state, params)
+      >>> print([f"{w:.4f}" for w in optax.apply_updates(params, updates)])
+      ['0.2316', '0.3684', '0.5684']
+
+    References:
+      Hinton, Srivastava and Swersky, `Neural Networks for Machine Learning, lecture
+      6e <https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf>`_,
+      2012.
+
+      Graves, `Generating Sequences With Recurrent Neural Networks
+      <https://arxiv.org/abs/1308.0850>`_, 2013.
+
+      Loshchilov and Hutter, `Decoupled Weight Decay Regularization
+      <https://arxiv.org/abs/1711.05101>`_, 2019.
+    """
+    _checks.check_learning_rate("learning_rate", learning_rate)
+    _checks.check_flag("centered", centered)
+    _checks.check_momentum(momentum, nesterov)
+    _checks.check_number("weight_decay", weight_decay)
+
+    scale_by = scale_by_stddev if centered else scale_by_rms
+    scaled = scale_by(
+        decay, eps, initial_scale, eps_in_sqrt, bias_correction, accumulator_dtype=accumulator_dtype
+    )
+    buffered = optax.identity()
+    if momentum is not None:
+        buffered = trace(momentum, nesterov, accumulator_dtype=accumulator_dtype)
+    decayed = optax.identity()
+    if decays_weights := not _checks.is_zero(weight_decay):
+        decayed = _decay_weights(learning_rate, weight_decay)
+
+    # Weights decay last, outside the momentum buffer: that is what decoupled means.
+    chain = optax.chain(scaled, optax.scale_by_learning_rate(learning_rate), buffered, decayed)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if decays_weights:
+            _checks.check_params_given(f"weight_decay={weight_decay}", params)
+            params = jax.tree.map(_accumulator.widen, params)
+        return chain.update(updates, state, params)
+
+    return transformation(chain.init, update)
+
+
+def _decay_weights(
+    learning_rate: optax.ScalarOrSchedule, weight_decay: ArrayLike
+) -> optax.GradientTransformation:
+    if callable(learning_rate):
+        return optax.add_decayed_weights(lambda count: -weight_decay * learning_rate(count))
+    return optax.add_decayed_weights(-weight_decay * learning_rate)

@@ -1,0 +1,342 @@
+"""The parts of RMSprop as ``init``/``update`` pairs over pytrees.
+
+Each ``update`` below is the algorithm and nothing else: it sees floating-point
+arrays of at least float32 and a state that fits them. `transformation`, at the end,
+sees to that.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from rmsprop_jax import _accumulator, _checks, _moments
+
+
+class ScaleByRmsState(NamedTuple):
+    """State of `scale_by_rms`.
+
+    Attributes:
+      count: Steps taken, an int32 scalar; ``None`` without bias correction.
+      nu: v, the decaying average of ``|g|**2``: real, shaped as the parameters.
+    """
+
+    count: jax.Array | None
+    nu: optax.Updates
+
+
+class ScaleByStddevState(NamedTuple):
+    """State of `scale_by_stddev`.
+
+    Attributes:
+      count: Steps taken, an int32 scalar; ``None`` without bias correction.
+      mu: m, the decaying average of ``g``, shaped as the parameters.
+      var: ``s = v - |m|**2``, the decaying variance of ``g``: real, shaped alike.
+        It stands in the place of Optax's ``nu``. With bias correction both averages
+        are kept corrected.
+    """
+
+    count: jax.Array | None
+    mu: optax.Updates
+    var: optax.Updates
+
+
+def scale_by_rms(
+    decay: ArrayLike = 0.9,
+    eps: ArrayLike = 1e-8,
+    initial_scale: ArrayLike = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Divides each gradient by the root of the decaying average of its square.
+
+    .. math::
+
+        v_t = d\, v_{t-1} + (1 - d)\, |g_t|^2, \qquad
+        u_t = \frac{g_t}{\sqrt{v_t + \epsilon}}
+        \quad\text{or}\quad \frac{g_t}{\sqrt{v_t} + \epsilon}
+
+    where the denominator is zero, so is :math:`u_t`. Bias correction divides
+    :math:`v_t` by :math:`1 - d^t` before the root. From ``v_0 = 0`` on,
+    :math:`|u_t| \le 1 / \sqrt{1 - d}`.
+
+    Args:
+      decay: d, in [0, 1). The average looks back over about ``1 / (1 - d)`` steps.
+        0.9 is Hinton's and Optax's; torch has 0.99.
+      eps: :math:`\epsilon \ge 0`, in units of ``|g|**2`` inside the root and of
+        ``|g|`` outside. 1e-8 is Optax's.
+      initial_scale: :math:`v_0 \ge 0`: 0 in most frameworks, 1 in TensorFlow 1.
+      eps_in_sqrt: Whether eps stands inside the root (Optax, Keras, TensorFlow) or
+        outside (torch).
+      bias_correction: Whether to correct for the start at zero, as Adam does.
+      accumulator_dtype: The dtype of v, float32 or float64; ``None`` means the
+        parameter's, at least float32.
+
+    Returns:
+      A transformation whose state is a `ScaleByRmsState`. Updates have the shape and
+      dtype of the gradients. A drop-in for ``optax.scale_by_rms``, to rounding.
+
+    Raises:
+      TypeError: At once, if an argument is of the wrong kind; later, if a leaf is not
+        floating point.
+      ValueError: If a number is out of its range or the dtype is not supported.
+      AssertionError: From chex, when traced: if gradients, parameters and state do
+        not have one structure and the same shapes.
+
+    Example:
+      At the first step v is a tenth of the square: the update is the sign times
+      ``sqrt(10)``, whatever the gradient's size.
+
+      >>> import jax.numpy as jnp
+      >>> import rmsprop_jax
+      >>> tx = rmsprop_jax.scale_by_rms(decay=0.9, eps=0.0)
+      >>> gradients = {"w": jnp.array([1e-3, -1e3, 0.0])}
+      >>> updates, state = tx.update(gradients, tx.init(gradients))
+      >>> print(updates["w"].round(3))
+      [ 3.162 -3.162  0.   ]
+
+    References:
+      Hinton, Srivastava and Swersky, `Neural Networks for Machine Learning, lecture
+      6e <https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf>`_,
+      2012.
+    """
+    _check_arguments(decay, eps, initial_scale, eps_in_sqrt, bias_correction, accumulator_dtype)
+
+    def init(params: optax.Params) -> ScaleByRmsState:
+        def start(p: Any) -> jax.Array:
+            return _accumulator.full_like(p, initial_scale, accumulator_dtype, real=True)
+
+        count = jnp.zeros([], jnp.int32) if bias_correction else None
+        return ScaleByRmsState(count, nu=jax.tree.map(start, params))
+
+    def update(
+        updates: optax.Updates, state: ScaleByRmsState, params: Any = None
+    ) -> tuple[optax.Updates, ScaleByRmsState]:
+        del params
+        count, correction = state.count, 1.0
+        if count is not None:
+            count = optax.safe_increment(count)
+            correction = _moments.bias_correction(decay, count)
+
+        def average(g: jax.Array, v: jax.Array) -> jax.Array:
+            return _moments.decaying_average(_moments.squared_magnitude(g), v, 1 - decay)
+
+        def scale(g: jax.Array, v: jax.Array) -> jax.Array:
+            return _moments.normalize(g, v / correction, eps, eps_in_sqrt)
+
+        nu = jax.tree.map(average, updates, state.nu)
+        updates = jax.tree.map(scale, updates, nu)
+        return updates, ScaleByRmsState(count, jax.tree.map(_accumulator.store, nu, state.nu))
+
+    return transformation(init, update)
+
+
+def scale_by_stddev(
+    decay: ArrayLike = 0.9,
+    eps: ArrayLike = 1e-8,
+    initial_scale: ArrayLike = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Divides each gradient by its decaying standard deviation: centred RMSprop.
+
+    .. math::
+
+        m_t = d\, m_{t-1} + (1 - d)\, g_t, \qquad
+        s_t = d\, s_{t-1} + \frac{1 - d}{d}\, |g_t - m_t|^2, \qquad
+        u_t = \frac{g_t}{\sqrt{s_t + \epsilon}}
+        \quad\text{or}\quad \frac{g_t}{\sqrt{s_t} + \epsilon}
+
+    where the denominator is zero, so is :math:`u_t`. This is Graves' eq. 38 to 40:
+    :math:`s_t = v_t - |m_t|^2` exactly, with v the decaying average of ``|g|**2``.
+    Kept as itself, s is never negative and loses no digits where the mean is much
+    larger than the spread; the difference ends in NaN there. At a decay under about
+    0.01 the division by d costs digits in turn.
+
+    Bias correction puts :math:`v_t / c - |m_t / c|^2`, with :math:`c = 1 - d^t`, in
+    the place of :math:`s_t`; at the first step, that is zero.
+
+    Args:
+      decay: d, in [0, 1), for both averages. 0.9 is Optax's; Graves and Nature-DQN
+        have 0.95, torch 0.99.
+      eps: :math:`\epsilon \ge 0`, in units of ``|g|**2`` inside the root and of
+        ``|g|`` outside. 1e-8 is Optax's; Graves has 1e-4, Nature-DQN 0.01.
+      initial_scale: :math:`s_0 \ge 0`: 0 in most frameworks, 1 in TensorFlow 1.
+      eps_in_sqrt: Whether eps stands inside the root (Optax, Keras, TensorFlow,
+        Graves) or outside (torch).
+      bias_correction: Whether to correct both averages for the start at zero.
+      accumulator_dtype: The real dtype of m and s, float32 or float64; ``None``
+        means the parameter's, at least float32.
+
+    Returns:
+      A transformation whose state is a `ScaleByStddevState`. Updates have the shape
+      and dtype of the gradients. A drop-in for ``optax.scale_by_stddev``, to rounding.
+
+    Raises:
+      TypeError, ValueError, AssertionError: As `scale_by_rms`.
+
+    Example:
+      Gradients of 1000 give or take one: the standard deviation is one, so the
+      update comes out near 1000, in float32 too.
+
+      >>> import jax.numpy as jnp
+      >>> import rmsprop_jax
+      >>> tx = rmsprop_jax.scale_by_stddev(decay=0.9)
+      >>> state = tx.init(jnp.array(0.0))
+      >>> for step in range(400):
+      ...     gradient = jnp.array(1000.0 + (-1) ** step)
+      ...     updates, state = tx.update(gradient, state)
+      >>> print(round(float(updates), -1))
+      1000.0
+
+    References:
+      Graves, `Generating Sequences With Recurrent Neural Networks
+      <https://arxiv.org/abs/1308.0850>`_, 2013.
+    """
+    _check_arguments(decay, eps, initial_scale, eps_in_sqrt, bias_correction, accumulator_dtype)
+
+    def init(params: optax.Params) -> ScaleByStddevState:
+        # The corrected averages hold gradients only; `update` adds the start to them.
+        start = 0.0 if bias_correction else initial_scale
+
+        def zero_mean(p: Any) -> jax.Array:
+            return _accumulator.full_like(p, 0.0, accumulator_dtype)
+
+        def start_variance(p: Any) -> jax.Array:
+            return _accumulator.full_like(p, start, accumulator_dtype, real=True)
+
+        return ScaleByStddevState(
+            count=jnp.zeros([], jnp.int32) if bias_correction else None,
+            mu=jax.tree.map(zero_mean, params),
+            var=jax.tree.map(start_variance, params),
+        )
+
+    def update(
+        updates: optax.Updates, state: ScaleByStddevState, params: Any = None
+    ) -> tuple[optax.Updates, ScaleByStddevState]:
+        del params
+        count, weight, start = state.count, 1 - decay, 0.0
+        if count is not None:
+            count = optax.safe_increment(count)
+            weight = _moments.newest_weight(decay, count)
+            if not _checks.is_zero(initial_scale):
+                start = initial_scale * _moments.corrected_start(decay, count)
+
+        def average(g: jax.Array, m: jax.Array) -> jax.Array:
+            return _moments.decaying_average(g, m, weight)
+
+        def spread(g: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
+            return _moments.decaying_variance(g, m, s, weight)
+
+        def scale(g: jax.Array, s: jax.Array) -> jax.Array:
+            return _moments.normalize(g, s + start, eps, eps_in_sqrt)
+
+        mu = jax.tree.map(average, updates, state.mu)
+        var = jax.tree.map(spread, updates, mu, state.var)
+        updates = jax.tree.map(scale, updates, var)
+        mu, var = jax.tree.map(_accumulator.store, (mu, var), (state.mu, state.var))
+        return updates, ScaleByStddevState(count, mu, var)
+
+    return transformation(init, update)
+
+
+def trace(
+    decay: ArrayLike, nesterov: bool = False, *, accumulator_dtype: DTypeLike | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum: ``optax.trace``, kept in at least float32.
+
+    .. math::
+
+        b_t = \mu\, b_{t-1} + g_t, \qquad
+        u_t = b_t \quad\text{or, with Nesterov,}\quad \mu\, b_t + g_t
+
+    Args:
+      decay: :math:`\mu`, in [0, 1).
+      nesterov: Whether to look one step ahead.
+      accumulator_dtype: The real dtype of b, float32 or float64; ``None`` means the
+        parameter's, at least float32.
+
+    Returns:
+      A transformation whose state is an ``optax.TraceState``.
+
+    Raises:
+      TypeError, ValueError, AssertionError: As `scale_by_rms`.
+    """
+    _checks.check_number("decay", decay, below=1)
+    _checks.check_flag("nesterov", nesterov)
+    _checks.check_accumulator_dtype(accumulator_dtype)
+
+    def init(params: optax.Params) -> optax.TraceState:
+        def zero(p: Any) -> jax.Array:
+            return _accumulator.full_like(p, 0.0, accumulator_dtype)
+
+        return optax.TraceState(jax.tree.map(zero, params))
+
+    def update(
+        updates: optax.Updates, state: optax.TraceState, params: Any = None
+    ) -> tuple[optax.Updates, optax.TraceState]:
+        del params
+
+        def accumulate(g: jax.Array, b: jax.Array) -> jax.Array:
+            return _moments.decaying_sum(g, b, decay)
+
+        buffer = jax.tree.map(accumulate, updates, state.trace)
+        updates = jax.tree.map(accumulate, updates, buffer) if nesterov else buffer
+        return updates, optax.TraceState(jax.tree.map(_accumulator.store, buffer, state.trace))
+
+    return transformation(init, update)
+
+
+def transformation(
+    init: optax.TransformInitFn, update: Callable[..., tuple[optax.Updates, optax.OptState]]
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a public transformation of a bare ``init`` and ``update``.
+
+    What comes in is checked, handed on in at least float32, and each update is
+    rounded once, to its gradient's dtype.
+    """
+
+    def checked_init(params: optax.Params) -> optax.OptState:
+        _checks.check_leaves("params", params)
+        return init(params)
+
+    def checked_update(
+        updates: optax.Updates, state: optax.OptState, params: Any = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args  # for other transformations in the chain
+        _checks.check_leaves("updates", updates)
+        if params is None:
+            expected, like = jax.eval_shape(init, updates), "init(updates)"
+        else:
+            _checks.check_shapes("updates", updates, params, like="params")
+            expected, like = jax.eval_shape(init, params), "init(params)"
+        _checks.check_shapes_and_dtypes("state", state, expected, like=like)
+
+        gradients = jax.tree.map(jnp.asarray, updates)
+        updates, state = update(jax.tree.map(_accumulator.widen, gradients), state, params)
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, gradients), state
+
+    return optax.GradientTransformationExtraArgs(checked_init, checked_update)
+
+
+def _check_arguments(
+    decay: Any,
+    eps: Any,
+    initial_scale: Any,
+    eps_in_sqrt: Any,
+    bias_correction: Any,
+    accumulator_dtype: Any,
+) -> None:
+    _checks.check_number("decay", decay, below=1)
+    _checks.check_number("eps", eps)
+    _checks.check_number("initial_scale", initial_scale)
+    _checks.check_flag("eps_in_sqrt", eps_in_sqrt)
+    _checks.check_flag("bias_correction", bias_correction)
+    _checks.check_accumulator_dtype(accumulator_dtype)
