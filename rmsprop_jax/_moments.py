@@ -23,11 +23,21 @@ def squared_magnitude(g: jax.Array) -> jax.Array:
 def decaying_average(x: jax.Array, average: jax.Array, weight: ArrayLike) -> jax.Array:
     """``(1 - weight) * average + weight * x``, where ``weight`` is ``1 - decay``.
 
-    Written with ``weight`` alone, so that the two weights add up to one to the
-    last bit: with a rounded ``decay`` and a rounded ``1 - decay`` a constant ``x``
-    is missed by 1e-5 at decay 0.999, more than a small spread around a large mean.
+    Written with ``weight`` alone, so that the two weights add up to one to the last
+    bit; a rounded ``decay`` beside a rounded ``1 - decay`` misses a constant ``x`` by
+    1e-5 at decay 0.999.
     """
     return (average - weight * average) + weight * x
+
+
+def decaying_mean(g: jax.Array, mean: jax.Array, weight: ArrayLike) -> jax.Array:
+    """`decaying_average` of values whose spread may be far smaller than they are.
+
+    The one rounding at the size of the mean falls on a sum that holds the newest
+    value, and so goes either way. In the form above it would go the same way for
+    hundreds of steps and add up, to a third of a spread of 1e-4 at decay 0.999.
+    """
+    return mean + weight * (g - mean)
 
 
 def decaying_variance(

@@ -230,7 +230,7 @@ def scale_by_stddev(
                 start = initial_scale * _moments.corrected_start(decay, count)
 
         def average(g: jax.Array, m: jax.Array) -> jax.Array:
-            return _moments.decaying_average(g, m, weight)
+            return _moments.decaying_mean(g, m, weight)
 
         def spread(g: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
             return _moments.decaying_variance(g, m, s, weight)

@@ -1,0 +1,110 @@
+"""RMSprop in float64 NumPy, written from its definitions. Slow and plain on purpose.
+
+Sources:
+  [H] Hinton, Srivastava, Swersky: Neural Networks for Machine Learning, lecture 6e, 2012
+      (slide "rmsprop": MeanSquare(w, t) = 0.9 MeanSquare(w, t-1) + 0.1 (dE/dw)^2).
+  [G] Graves: Generating Sequences With Recurrent Neural Networks, 2013, eq. 38-41.
+  [K] Kingma, Ba: Adam, 2015, section 3 (bias correction).
+  [N] Sutskever et al.: On the importance of initialization and momentum, 2013 (Nesterov).
+  [L] Loshchilov, Hutter: Decoupled Weight Decay Regularization, 2019, algorithm 2.
+
+A decaying average is taken here as what it is: a weighted mean of all gradients so
+far. The variance is then the weighted mean of squared distances from that mean, and
+nothing cancels, at any precision.
+"""
+
+import numpy as np
+
+
+def weights(decay, t):
+    """The weights of gradients 1 to t in a decaying average, and that of its start."""
+    ages = np.arange(t)[::-1]
+    return (1 - decay) * decay**ages, decay**t
+
+
+def mean_square(gradients, decay, start=0.0, bias_correction=False):
+    """[H] The average of |g|^2 after all ``gradients``, an array (steps, ...)."""
+    w, rest = weights(decay, len(gradients))
+    total = rest * start
+    for weight, g in zip(w, gradients, strict=True):
+        total = total + weight * abs(g) ** 2
+    return total / (1 - rest) if bias_correction else total  # [K]
+
+
+def mean(gradients, decay, bias_correction=False):
+    """[G, eq. 39] The average of g, from a start at zero."""
+    w, rest = weights(decay, len(gradients))
+    total = 0.0
+    for weight, g in zip(w, gradients, strict=True):
+        total = total + weight * g
+    return total / (1 - rest) if bias_correction else total
+
+
+def variance(gradients, decay, start=0.0, bias_correction=False):
+    """[G, eq. 40] The average of |g|^2 less the squared average of g.
+
+    That is the variance of the gradients under their weights, where the start counts
+    as a gradient of zero, unless the correction takes it out.
+    """
+    w, rest = weights(decay, len(gradients))
+    m = mean(gradients, decay, bias_correction)
+    total = rest * start
+    for weight, g in zip(w, gradients, strict=True):
+        total = total + weight * abs(g - m) ** 2
+    if bias_correction:
+        return total / (1 - rest)
+    return total + rest * abs(m) ** 2
+
+
+def normalize(g, second_moment, eps, eps_in_sqrt):
+    """[H], [G, eq. 41] The gradient over its root; zero over zero is zero."""
+    root = np.sqrt(second_moment + eps) if eps_in_sqrt else np.sqrt(second_moment) + eps
+    return np.divide(g, root, out=np.zeros_like(g), where=root != 0)
+
+
+def scaled_gradients(
+    gradients,
+    decay=0.9,
+    eps=1e-8,
+    initial_scale=0.0,
+    eps_in_sqrt=True,
+    centered=False,
+    bias_correction=False,
+):
+    """What scale_by_rms or scale_by_stddev make of ``gradients``, an array (steps, ...)."""
+    second_moment = variance if centered else mean_square
+    return np.stack(
+        [
+            normalize(
+                gradients[t],
+                second_moment(gradients[: t + 1], decay, initial_scale, bias_correction),
+                eps,
+                eps_in_sqrt,
+            )
+            for t in range(len(gradients))
+        ]
+    )
+
+
+def rmsprop(
+    gradients,
+    params,
+    learning_rate,
+    *,
+    momentum=None,
+    nesterov=False,
+    weight_decay=0.0,
+    **options,
+):
+    """The updates of rmsprop for fixed ``gradients``, from ``params`` on."""
+    updates = []
+    buffer = np.zeros_like(params)
+    for t, x in enumerate(scaled_gradients(gradients, **options)):
+        rate = learning_rate(t) if callable(learning_rate) else learning_rate
+        step = rate * x
+        if momentum is not None:
+            buffer = momentum * buffer + step
+            step = momentum * buffer + step if nesterov else buffer  # [N]
+        updates.append(-step - rate * weight_decay * params)  # [L]
+        params = params + updates[-1]
+    return np.stack(updates)

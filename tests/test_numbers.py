@@ -1,0 +1,207 @@
+"""The numbers, against the float64 reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+import rmsprop_jax
+
+STEPS = 200
+MOMENTA = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}]
+
+
+def mixed_scale_gradients(steps=STEPS, width=64, seed=0):
+    """Float32 gradients: |g| from 1e-9 to 1e4, a factor of 400 within a leaf, a tenth zeros."""
+    rng = np.random.default_rng(seed)
+    scale = np.logspace(-9, 4, width)
+    size = np.exp(rng.uniform(np.log(0.05), np.log(20), (steps, width)))
+    g = scale * size * rng.choice([-1, 1], (steps, width))
+    g[rng.random(g.shape) < 0.1] = 0
+    return g.astype(np.float32)
+
+
+def run(optimizer, gradients, params):
+    """All updates and the last state, in one scan."""
+
+    def step(carry, g):
+        params, state = carry
+        updates, state = optimizer.update(g, state, params)
+        return (optax.apply_updates(params, updates), state), updates
+
+    params = jnp.asarray(params)
+    (_, state), updates = jax.lax.scan(
+        step, (params, optimizer.init(params)), jnp.asarray(gradients)
+    )
+    return np.asarray(updates), state
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.99, 0.999])
+@pytest.mark.parametrize("initial_scale", [0.0, 1.0])
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("eps_in_sqrt", [True, False])
+@pytest.mark.parametrize("centered", [False, True])
+def test_scaled_gradients(centered, eps_in_sqrt, bias_correction, initial_scale, decay):
+    options = {
+        "decay": decay,
+        "initial_scale": initial_scale,
+        "eps_in_sqrt": eps_in_sqrt,
+        "bias_correction": bias_correction,
+    }
+    scale_by = rmsprop_jax.scale_by_stddev if centered else rmsprop_jax.scale_by_rms
+    g = mixed_scale_gradients()
+    ours, _ = run(scale_by(**options), g, np.zeros(g.shape[1], np.float32))
+    expected = reference.scaled_gradients(g.astype(np.float64), centered=centered, **options)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", MOMENTA, ids=["none", "heavy-ball", "nesterov"])
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("eps_in_sqrt", [True, False])
+def test_updates(centered, eps_in_sqrt, bias_correction, schedule, weight_decay, momentum):
+    options = {
+        "centered": centered,
+        "eps_in_sqrt": eps_in_sqrt,
+        "bias_correction": bias_correction,
+        "weight_decay": weight_decay,
+        **momentum,
+    }
+    rate = (lambda t: 1e-3 * 0.99**t) if schedule else 1e-3
+    g = mixed_scale_gradients()
+    params = np.linspace(-2, 2, g.shape[1], dtype=np.float32)
+    ours, _ = run(rmsprop_jax.rmsprop(rate, **options), g, params)
+    expected = reference.rmsprop(g.astype(np.float64), params.astype(np.float64), rate, **options)
+    # A sum of steps of both signs passes through zero: relative to the parameter's largest update.
+    error = abs(ours - expected) / abs(expected).max(axis=0)
+    assert error.max() < 1e-5
+
+
+@pytest.mark.parametrize("magnitude", [1e3, 1e6])
+@pytest.mark.parametrize("ratio", [1.0, 1e2, 1e4])
+@pytest.mark.parametrize("decay", [0.9, 0.99, 0.999])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_variance_does_not_cancel(bias_correction, decay, ratio, magnitude):
+    """Mean ``magnitude``, spread 1/``ratio`` of it, until the start is long forgotten."""
+    checked = [2, 10, 100, 1000, 5000, 20_000]
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((checked[-1], 16))
+    g = (magnitude * (1 + noise / ratio)).astype(np.float32)
+    tx = rmsprop_jax.scale_by_stddev(decay, eps=0.0, bias_correction=bias_correction)
+    ours, _ = run(tx, g, np.zeros(16, np.float32))
+    assert np.isfinite(ours).all()
+    for t in checked:
+        s = reference.variance(
+            g[:t].astype(np.float64), decay, bias_correction=bias_correction
+        )
+        expected = reference.normalize(g[t - 1].astype(np.float64), s, 0.0, True)
+        np.testing.assert_allclose(ours[t - 1], expected, rtol=5e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"centered": True}, {"momentum": 0.9}, {"bias_correction": True}])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("g", [3e-7, 1e-4, 300.0, 6e4])
+def test_half_precision_trains_as_float32(g, dtype, options):
+    """Each update is float32's, rounded once to the gradient's dtype."""
+    optimizer = rmsprop_jax.rmsprop(1e-2, decay=0.99, eps=1e-16, **options)
+    rng = np.random.default_rng(0)
+    gradients = jnp.asarray(g * rng.choice([-1, 1, 0.5], (100, 16)), dtype)
+    narrow, state = run(optimizer, gradients, jnp.ones(16, dtype))
+    wide, _ = run(optimizer, gradients.astype(jnp.float32), jnp.ones(16, jnp.float32))
+    assert narrow.dtype == dtype
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype for leaf in floats} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_array_equal(narrow, np.asarray(wide.astype(dtype)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32], ids=str)
+def test_average_does_not_stall(dtype):
+    decay, steps = 0.999, 5000
+    tx = rmsprop_jax.scale_by_rms(decay)
+    _, state = run(tx, jnp.ones((steps, 1), dtype), jnp.ones(1, dtype))
+    np.testing.assert_allclose(state.nu, 1 - decay**steps, rtol=1e-4)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("eps_in_sqrt", [False, True])
+@pytest.mark.parametrize("momentum", MOMENTA)
+def test_zero_over_zero_is_zero(centered, eps_in_sqrt, momentum):
+    optimizer = rmsprop_jax.rmsprop(
+        0.1, eps=0.0, centered=centered, eps_in_sqrt=eps_in_sqrt, **momentum
+    )
+    updates, _ = run(optimizer, np.zeros((3, 4), np.float32), np.ones(4, np.float32))
+    np.testing.assert_array_equal(updates, 0)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_nan_is_not_hidden(centered):
+    optimizer = rmsprop_jax.rmsprop(0.1, eps=0.0, centered=centered)
+    updates, _ = run(optimizer, [[np.nan, np.inf, 1.0]], np.ones(3, np.float32))
+    np.testing.assert_array_equal(np.isfinite(updates), [[False, False, True]])
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_huge_gradient_does_not_freeze_its_parameter(centered):
+    """The square of 1e25 is no float32; an infinite average would never come back."""
+    optimizer = rmsprop_jax.rmsprop(1.0, centered=centered)
+    g = np.ones((1200, 1), np.float32)
+    g[0] = 1e25
+    g[1::2] = -1
+    updates, _ = run(optimizer, g, np.ones(1, np.float32))
+    assert np.isfinite(updates).all()
+    assert abs(updates[-1]) > 0.9
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.99, 0.999])
+@pytest.mark.parametrize("centered", [False, True])
+def test_no_drift_in_a_hundred_thousand_steps(centered, decay):
+    steps, last = 100_000, 20_000
+    rng = np.random.default_rng(0)
+    g = (1 + rng.standard_normal((steps, 4))).astype(np.float32)
+    scale_by = rmsprop_jax.scale_by_stddev if centered else rmsprop_jax.scale_by_rms
+    updates, _ = run(scale_by(decay), g, np.zeros(4, np.float32))
+    # 0.999**20000 is 2e-9: what came before is forgotten.
+    second_moment = (reference.variance if centered else reference.mean_square)(
+        g[-last:].astype(np.float64), decay
+    )
+    expected = reference.normalize(g[-1].astype(np.float64), second_moment, 1e-8, True)
+    np.testing.assert_allclose(updates[-1], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale_by", [rmsprop_jax.scale_by_rms, rmsprop_jax.scale_by_stddev])
+def test_counter_does_not_overflow(scale_by):
+    """After 2^31 steps the counter stands still, and the correction has long been none."""
+    g = jnp.array([1.0, -2.0])
+    plain, corrected = scale_by(), scale_by(bias_correction=True)
+    expected, after = plain.update(g, plain.init(g))
+    state = corrected.init(g)._replace(count=jnp.int32(2**31 - 1))
+    updates, state = corrected.update(g, state)
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state._replace(count=None), after
+    )
+    assert state.count == 2**31 - 1
+
+
+def test_float64(x64):
+    g = mixed_scale_gradients(steps=50).astype(np.float64)
+    options = {"centered": True, "momentum": 0.9}
+    ours, state = run(rmsprop_jax.rmsprop(1e-3, **options), g, np.zeros(g.shape[1]))
+    expected = reference.rmsprop(g, np.zeros(g.shape[1]), 1e-3, **options)
+    assert ours.dtype == state[0].var.dtype == np.float64
+    np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_complex_averages_the_squared_magnitude():
+    rng = np.random.default_rng(0)
+    g = (rng.standard_normal((50, 8)) + 1j * rng.standard_normal((50, 8))).astype(np.complex64)
+    for centered in (False, True):
+        scale_by = rmsprop_jax.scale_by_stddev if centered else rmsprop_jax.scale_by_rms
+        ours, state = run(scale_by(), g, np.zeros(8, np.complex64))
+        expected = reference.scaled_gradients(g.astype(np.complex128), centered=centered)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+        assert (state.var if centered else state.nu).dtype == jnp.float32
