@@ -7,6 +7,7 @@ decaying average of ``|g|**2``, ``m`` that of ``g``, ``s = v - |m|**2`` the vari
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import xlog1py
 from jax.typing import ArrayLike
 
 
@@ -20,22 +21,18 @@ def squared_magnitude(g: jax.Array) -> jax.Array:
     return jnp.minimum(square, jnp.finfo(square.dtype).max / 2)
 
 
-def decaying_average(x: jax.Array, average: jax.Array, weight: ArrayLike) -> jax.Array:
-    """``(1 - weight) * average + weight * x``, where ``weight`` is ``1 - decay``.
-
-    Written with ``weight`` alone, so that the two weights add up to one to the last
-    bit; a rounded ``decay`` beside a rounded ``1 - decay`` misses a constant ``x`` by
-    1e-5 at decay 0.999.
-    """
-    return (average - weight * average) + weight * x
+def decaying_average(x: jax.Array, average: jax.Array, decay: ArrayLike) -> jax.Array:
+    """``decay * average + (1 - decay) * x``."""
+    return decay * average + (1 - decay) * x
 
 
 def decaying_mean(g: jax.Array, mean: jax.Array, weight: ArrayLike) -> jax.Array:
     """`decaying_average` of values whose spread may be far smaller than they are.
 
-    The one rounding at the size of the mean falls on a sum that holds the newest
-    value, and so goes either way. In the form above it would go the same way for
-    hundreds of steps and add up, to a third of a spread of 1e-4 at decay 0.999.
+    ``weight`` is that of ``g``, 1 - decay. The one rounding at the size of the mean
+    falls on a sum that holds the newest value, and so goes either way. In the form
+    above it goes the same way for hundreds of steps and adds up, at decay 0.999 to
+    a third of a spread of 1e-4.
     """
     return mean + weight * (g - mean)
 
@@ -53,7 +50,8 @@ def decaying_variance(
     never negative. The mean before ``g`` would give a second form; this one lets
     XLA update both averages in place.
     """
-    return decaying_average(divide(squared_magnitude(g - mean), 1 - weight), variance, weight)
+    spread = divide(squared_magnitude(g - mean), 1 - weight)
+    return (variance - weight * variance) + weight * spread
 
 
 def decaying_sum(x: jax.Array, total: jax.Array, decay: ArrayLike) -> jax.Array:
@@ -63,12 +61,17 @@ def decaying_sum(x: jax.Array, total: jax.Array, decay: ArrayLike) -> jax.Array:
 
 def bias_correction(decay: ArrayLike, count: jax.Array) -> jax.Array:
     """``1 - decay**count``: how much of an average that began at zero is data."""
-    return 1 - decay**count
+    return 1 - power(decay, count)
 
 
 def corrected_start(decay: ArrayLike, count: jax.Array) -> jax.Array:
     """``decay**count / (1 - decay**count)``: what bias correction makes of a start of one."""
-    return decay**count / bias_correction(decay, count)
+    return power(decay, count) / bias_correction(decay, count)
+
+
+def power(decay: ArrayLike, count: jax.Array) -> jax.Array:
+    """``decay**count`` in floats: an integer's power rounds otherwise under jit than without."""
+    return decay ** count.astype(float)
 
 
 def newest_weight(decay: ArrayLike, count: jax.Array) -> jax.Array:
@@ -77,9 +80,8 @@ def newest_weight(decay: ArrayLike, count: jax.Array) -> jax.Array:
     Computed as ``1 / (1 + decay + ... + decay**(count - 1))``, which is exactly one
     at the first step and keeps its digits where ``decay`` is close to one.
     """
-    log_decay = jnp.log1p(-(1 - decay))
-    sum_of_older = divide(-jnp.expm1((count - 1) * log_decay), 1 - decay)
-    return 1 / (1 + decay * sum_of_older)
+    log_of_last = xlog1py(count - 1, decay - 1)
+    return 1 / (1 + decay * -jnp.expm1(log_of_last) / (1 - decay))
 
 
 def normalize(
@@ -103,6 +105,6 @@ def _sqrt_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
     return root, divide(*tangents, 2 * root)
 
 
-def divide(a: jax.Array, b: ArrayLike) -> jax.Array:
+def divide(a: ArrayLike, b: ArrayLike) -> jax.Array:
     """``a / b``, and zero with a zero derivative where ``b`` is zero."""
     return a / jnp.where(b == 0, jnp.inf, b)

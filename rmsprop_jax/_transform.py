@@ -124,7 +124,7 @@ def scale_by_rms(
             correction = _moments.bias_correction(decay, count)
 
         def average(g: jax.Array, v: jax.Array) -> jax.Array:
-            return _moments.decaying_average(_moments.squared_magnitude(g), v, 1 - decay)
+            return _moments.decaying_average(_moments.squared_magnitude(g), v, decay)
 
         def scale(g: jax.Array, v: jax.Array) -> jax.Array:
             return _moments.normalize(g, v / correction, eps, eps_in_sqrt)

@@ -1,0 +1,246 @@
+"""Bad input, in two tables: what is refused when built, and what is refused when traced."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rmsprop_jax
+from rmsprop_jax import rmsprop, scale_by_rms, scale_by_stddev
+from rmsprop_jax._transform import trace
+
+NAN, INF = float("nan"), float("inf")
+NOT_IN_UNIT_INTERVAL = [1, 1.0, 1.5, -0.1, NAN, INF, jnp.float32(1), jnp.bfloat16(0.999)]
+NOT_A_SIZE = [-1e-3, NAN, INF, -INF, jnp.float32(-1), np.float64("nan")]
+NOT_A_NUMBER = ["0.1", None, True, 1j, [0.1], {"lr": 0.1}, jnp.array(1j), jnp.array(True)]
+
+# Where, the argument, what is wrong with it, and what the message must say of what is allowed.
+REFUSED_WHEN_BUILT = [
+    *((rmsprop, "learning_rate", bad, ValueError, ">= 0") for bad in NOT_A_SIZE),
+    *((rmsprop, "learning_rate", bad, TypeError, ">= 0") for bad in NOT_A_NUMBER),
+    *((rmsprop, "weight_decay", bad, ValueError, ">= 0") for bad in NOT_A_SIZE),
+    *((rmsprop, "weight_decay", bad, TypeError, ">= 0") for bad in NOT_A_NUMBER),
+    *((rmsprop, "momentum", bad, ValueError, "< 1") for bad in NOT_IN_UNIT_INTERVAL),
+    *((rmsprop, "momentum", bad, TypeError, "< 1") for bad in NOT_A_NUMBER if bad is not None),
+    (rmsprop, "nesterov", True, ValueError, "momentum"),
+    (rmsprop, "learning_rate", jnp.ones(3), ValueError, "one number"),
+    (trace, "decay", 1.0, ValueError, "< 1"),
+    (trace, "decay", None, TypeError, "< 1"),
+    (trace, "nesterov", "yes", TypeError, "True or False"),
+    (trace, "accumulator_dtype", "int8", ValueError, "float32"),
+    (rmsprop, "centered", 1, TypeError, "True or False"),
+    (rmsprop, "nesterov", None, TypeError, "True or False"),
+    *(
+        case
+        for function in (rmsprop, scale_by_rms, scale_by_stddev)
+        for case in [
+            *((function, "decay", bad, ValueError, "< 1") for bad in NOT_IN_UNIT_INTERVAL),
+            *((function, "decay", bad, TypeError, "< 1") for bad in NOT_A_NUMBER),
+            *((function, "eps", bad, ValueError, ">= 0") for bad in NOT_A_SIZE),
+            *((function, "eps", bad, TypeError, ">= 0") for bad in NOT_A_NUMBER),
+            *((function, "initial_scale", bad, ValueError, ">= 0") for bad in NOT_A_SIZE),
+            *((function, "initial_scale", bad, TypeError, ">= 0") for bad in NOT_A_NUMBER),
+            (function, "eps", jnp.ones(3), ValueError, "one number"),
+            (function, "eps_in_sqrt", "no", TypeError, "True or False"),
+            (function, "bias_correction", 0, TypeError, "True or False"),
+            (function, "accumulator_dtype", "int8", ValueError, "float32"),
+            (function, "accumulator_dtype", jnp.float16, ValueError, "float32"),
+            (function, "accumulator_dtype", "no dtype", ValueError, "float32"),
+            (function, "accumulator_dtype", jnp.float64, ValueError, "jax_enable_x64"),
+        ]
+    ),
+]
+
+
+def name_of(value):
+    return getattr(value, "__name__", None) or repr(value)
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "bad", "error", "allowed"), REFUSED_WHEN_BUILT, ids=name_of
+)
+def test_refused_when_built(function, argument, bad, error, allowed):
+    required = {rmsprop: {"learning_rate": 0.1}, trace: {"decay": 0.9}}.get(function, {})
+    with pytest.raises(error) as refused:
+        function(**required | {argument: bad})
+    message = str(refused.value)
+    assert message.startswith(argument)
+    assert allowed in message
+    assert str(np.shape(bad)) in message or repr(bad) in message or "jax_enable_x64" in message
+
+
+def tree():
+    return {"w": jnp.ones((2, 3)), "b": [jnp.ones(3), jnp.ones(())]}
+
+
+def state_of(params=None, **options):
+    return rmsprop(**{"learning_rate": 0.1} | options).init(tree() if params is None else params)
+
+
+def without(key):
+    return {k: v for k, v in tree().items() if k != key}
+
+
+# What to call with what, the error, and what its message must name.
+REFUSED_WHEN_TRACED = {
+    "integer parameter": (
+        lambda: rmsprop(0.1).init(tree() | {"n": jnp.arange(3)}), TypeError, ["params['n']", "int32"]
+    ),
+    "boolean parameter": (
+        lambda: rmsprop(0.1).init({"n": np.array(True)}), TypeError, ["params['n']", "bool"]
+    ),
+    "string parameter": (
+        lambda: rmsprop(0.1).init({"n": ["float32"]}), TypeError, ["params['n'][0]", "'float32'"]
+    ),
+    "python integer": (lambda: rmsprop(0.1).init({"n": 3}), TypeError, ["params['n']", "3"]),
+    "key": (
+        lambda: rmsprop(0.1).init({"k": jax.random.key(0)}), TypeError, ["params['k']", "key<"]
+    ),
+    "integer gradient": (
+        lambda: rmsprop(0.1).update(tree() | {"w": jnp.ones((2, 3), int)}, state_of()),
+        TypeError, ["updates['w']", "int32"],
+    ),
+    "float0 gradient": (
+        lambda: rmsprop(0.1).update(
+            tree() | {"w": np.zeros((2, 3), jax.dtypes.float0)}, state_of()
+        ),
+        TypeError, ["updates['w']", "float0"],
+    ),
+    "gradient that broadcasts": (
+        lambda: rmsprop(0.1).update(tree() | {"w": jnp.ones((1, 3))}, state_of(), tree()),
+        AssertionError, ["updates['w']", "(1, 3)", "(2, 3)"],
+    ),
+    "gradient that broadcasts, no params": (
+        lambda: rmsprop(0.1).update(tree() | {"w": jnp.ones((1, 3))}, state_of()),
+        AssertionError, ["state[0].nu['w']", "(1, 3)", "(2, 3)"],
+    ),
+    "scalar for a vector": (
+        lambda: rmsprop(0.1).update(tree() | {"b": [1.0, 1.0]}, state_of(), tree()),
+        AssertionError, ["updates['b'][0]", "()", "(3,)"],
+    ),
+    "missing leaf": (
+        lambda: rmsprop(0.1).update(without("b"), state_of(), tree()),
+        AssertionError, ["missing leaves", "['b'][0]", "['b'][1]"],
+    ),
+    "None for a leaf": (
+        lambda: rmsprop(0.1).update(tree() | {"w": None}, state_of(), tree()),
+        AssertionError, ["missing leaves", "['w']"],
+    ),
+    "extra leaf": (
+        lambda: rmsprop(0.1).update(tree() | {"x": jnp.ones(1)}, state_of(), tree()),
+        AssertionError, ["unexpected leaves", "['x']"],
+    ),
+    "other container": (
+        lambda: rmsprop(0.1).update(tree() | {"b": tuple(tree()["b"])}, state_of(), tree()),
+        AssertionError, ["updates", "containers differ"],
+    ),
+    "parameters of another model": (
+        lambda: rmsprop(0.1).update(tree(), state_of(), without("b")),
+        AssertionError, ["updates", "params", "['b'][0]"],
+    ),
+    "state of another model": (
+        lambda: rmsprop(0.1).update(tree(), state_of(without("b"))),
+        AssertionError, ["state", "missing leaves", "[0].nu['b'][0]"],
+    ),
+    "state of another shape": (
+        lambda: rmsprop(0.1).update(tree(), state_of(tree() | {"w": jnp.ones((3, 2))})),
+        AssertionError, ["state[0].nu['w']", "(3, 2)", "(2, 3)"],
+    ),
+    "momentum of another shape": (
+        lambda: trace(0.9).update(tree(), trace(0.9).init(tree() | {"w": jnp.ones((3, 2))})),
+        AssertionError, ["state.trace['w']", "(3, 2)", "(2, 3)"],
+    ),
+    "uncentred state": (
+        lambda: rmsprop(0.1, centered=True).update(tree(), state_of()),
+        AssertionError, ["state", "[0].var['w']", "[0].nu['w']"],
+    ),
+    "centred state": (
+        lambda: rmsprop(0.1).update(tree(), state_of(centered=True)),
+        AssertionError, ["state", "[0].var['w']", "[0].nu['w']"],
+    ),
+    "state with momentum": (
+        lambda: rmsprop(0.1).update(tree(), state_of(momentum=0.9)),
+        AssertionError, ["state", "unexpected leaves", "[2].trace['w']"],
+    ),
+    "state without momentum": (
+        lambda: rmsprop(0.1, momentum=0.9).update(tree(), state_of()),
+        AssertionError, ["state", "missing leaves", "[2].trace['w']"],
+    ),
+    "state with a count": (
+        lambda: rmsprop(0.1).update(tree(), state_of(bias_correction=True)),
+        AssertionError, ["state", "unexpected leaves", "[0].count"],
+    ),
+    "state without a count": (
+        lambda: scale_by_stddev(bias_correction=True).update(
+            tree(), scale_by_stddev().init(tree())
+        ),
+        AssertionError, ["state", "missing leaves", ".count"],
+    ),
+    "state of a schedule": (
+        lambda: rmsprop(0.1).update(tree(), state_of(learning_rate=optax.constant_schedule(0.1))),
+        AssertionError, ["state", "unexpected leaves", "[1].count"],
+    ),
+    "Optax's state": (
+        lambda: scale_by_rms().update(tree(), optax.scale_by_rms().init(tree())),
+        AssertionError, ["state", "containers differ", "ScaleByRmsState"],
+    ),
+    "real parameters, complex gradients": (
+        lambda: scale_by_stddev().update(jnp.ones(3, complex), scale_by_stddev().init(jnp.ones(3))),
+        AssertionError, ["state.mu", "float32(3,)", "complex64(3,)"],
+    ),
+    "weight decay without params": (
+        lambda: rmsprop(0.1, weight_decay=0.1).update(tree(), state_of(weight_decay=0.1)),
+        ValueError, ["weight_decay=0.1", "params", "None"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED_WHEN_TRACED)
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_refused_when_traced(case, jit):
+    call, error, named = REFUSED_WHEN_TRACED[case]
+    with pytest.raises(error) as refused:
+        jax.eval_shape(call) if jit else call()
+    for name in named:
+        assert name in str(refused.value)
+
+
+def test_state_of_another_accumulator_dtype_is_refused(x64):
+    params = jnp.ones(3, jnp.float32)
+    state = scale_by_rms(accumulator_dtype=jnp.float64).init(params)
+    with pytest.raises(AssertionError, match=r"float64.*(.|\n)*float32(.|\n)*state\.nu"):
+        scale_by_rms().update(params, state)
+
+
+ALLOWED = [
+    {"learning_rate": 0},
+    {"learning_rate": 0.0},
+    {"learning_rate": np.float32(0.1)},
+    {"learning_rate": jnp.array(0.1, jnp.bfloat16)},
+    {"learning_rate": optax.cosine_decay_schedule(0.1, 10)},
+    {"learning_rate": 0.1, "decay": 0, "eps": 0, "momentum": 0},
+    {"learning_rate": 0.1, "decay": np.array(0.99), "eps": np.float16(1e-3)},
+    {"learning_rate": 0.1, "accumulator_dtype": "float32"},
+    {"learning_rate": 0.1, "accumulator_dtype": np.dtype("float32"), "centered": np.True_},
+]
+
+
+@pytest.mark.parametrize("options", ALLOWED, ids=range(len(ALLOWED)))
+def test_allowed(options):
+    optimizer = rmsprop_jax.rmsprop(**options)
+    updates, _ = optimizer.update(tree(), optimizer.init(tree()), tree())
+    rate = options["learning_rate"]
+    expected_zero = not callable(rate) and rate == 0
+    assert all((leaf == 0).all() == expected_zero for leaf in jax.tree.leaves(updates))
+
+
+def test_traced_values_pass():
+    """What has no value yet cannot be checked: out of range, and still traced."""
+
+    @jax.jit
+    def first_update(rate, decay, eps, momentum, weight_decay):
+        optimizer = rmsprop(rate, decay, eps, momentum=momentum, weight_decay=weight_decay)
+        return optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))[0]
+
+    assert first_update(-1.0, 0.75, 0.0, 0.5, 0.0) == pytest.approx(2.0)

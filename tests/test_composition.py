@@ -1,0 +1,438 @@
+"""In chains with Optax's other transformations, under JAX's, and as each library's optimizer."""
+
+import dataclasses
+from functools import partial
+
+import chex
+import equinox as eqx
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from optax import contrib, tree_utils
+
+import rmsprop_jax
+from rmsprop_jax import rmsprop
+
+OPTIONS = [
+    {},
+    {"centered": True},
+    {"momentum": 0.9, "nesterov": True},
+    {"eps_in_sqrt": False, "bias_correction": True},
+    # At the first step the corrected variance is zero: eps alone bounds it.
+    {"centered": True, "eps": 0.1, "momentum": 0.9, "bias_correction": True, "weight_decay": 0.1},
+]
+all_options = pytest.mark.parametrize("options", OPTIONS, ids=str)
+
+
+def tree():
+    return {"w": jnp.linspace(-1, 2, 6).reshape(2, 3), "b": [jnp.ones(3), jnp.array(0.5)]}
+
+
+def loss(params):
+    return sum(((leaf - 3) ** 2).sum() for leaf in jax.tree.leaves(params))
+
+
+def train(optimizer, params=None, steps=5, update=None):
+    """Parameters and state after some steps on `loss`."""
+    params = tree() if params is None else params
+    state = optimizer.init(params)
+    update = update or optimizer.update
+    for _ in range(steps):
+        updates, state = update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def assert_close(a, b, rtol=1e-5):
+    chex.assert_trees_all_close(a, b, rtol=rtol)
+
+
+# Optax's own transformations.
+
+
+@all_options
+def test_chain(options):
+    """A clipped gradient gives the update of the clipped gradient."""
+    clip = optax.clip_by_global_norm(0.1)
+    chained = optax.chain(clip, rmsprop(0.1, **options))
+    updates, _ = chained.update(tree(), chained.init(tree()), tree())
+    clipped, _ = clip.update(tree(), clip.init(tree()))
+    alone = rmsprop(0.1, **options)
+    assert_close(updates, alone.update(clipped, alone.init(tree()), tree())[0])
+
+
+@all_options
+def test_named_chain(options):
+    named = optax.named_chain(("clip", optax.clip(1e6)), ("rmsprop", rmsprop(0.1, **options)))
+    params, state = train(named)
+    expected, expected_state = train(rmsprop(0.1, **options))
+    assert_close(params, expected)
+    assert_close(state["rmsprop"], expected_state)
+
+
+@all_options
+def test_masked(options):
+    """Integer leaves are left out, as the error message advises."""
+    params = tree() | {"steps": jnp.arange(3)}
+    mask = jax.tree.map(lambda p: bool(jnp.issubdtype(p.dtype, jnp.floating)), params)
+    optimizer = optax.masked(rmsprop(0.1, **options), mask)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    alone = rmsprop(0.1, **options)
+    expected, _ = alone.update(tree(), alone.init(tree()), tree())
+    assert_close({k: updates[k] for k in expected}, expected)
+    np.testing.assert_array_equal(updates["steps"], params["steps"])
+
+
+@all_options
+def test_partition(options):
+    optimizer = optax.partition(
+        {"train": rmsprop(0.1, **options), "freeze": optax.set_to_zero()},
+        {"w": "train", "b": "freeze"},
+    )
+    params, _ = train(optimizer)
+    expected, _ = train(rmsprop(0.1, **options), {"w": tree()["w"]})
+    assert_close(params, {"w": expected["w"], "b": tree()["b"]})
+
+
+@all_options
+def test_multi_steps(options):
+    """Two half gradients make one step with their mean."""
+    optimizer = optax.MultiSteps(rmsprop(0.1, **options), every_k_schedule=2)
+    params, state = tree(), optimizer.init(tree())
+    for factor in (0.5, 1.5, 0.0, 2.0):
+        gradients = jax.tree.map(lambda g, f=factor: f * g, jax.grad(loss)(params))
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    assert_close(params, train(rmsprop(0.1, **options), steps=2)[0])
+
+
+@all_options
+def test_apply_if_finite(options):
+    """A NaN leaves parameters and state as they were."""
+    optimizer = optax.apply_if_finite(rmsprop(0.1, **options), max_consecutive_errors=3)
+    params, state = train(optimizer)
+    bad = tree() | {"w": jnp.full((2, 3), jnp.nan)}
+    updates, after = optimizer.update(bad, state, params)
+    assert all((u == 0).all() for u in jax.tree.leaves(updates))
+    chex.assert_trees_all_equal(after.inner_state, state.inner_state)
+
+
+@all_options
+@pytest.mark.parametrize("jit", [False, True])
+def test_inject_hyperparams(options, jit):
+    """Numbers and schedules in the state; to change one there changes the next step."""
+    schedule = optax.linear_schedule(0.1, 0.02, 4)
+    optimizer = optax.inject_hyperparams(rmsprop)(learning_rate=schedule, **options)
+    update = jax.jit(optimizer.update) if jit else optimizer.update
+    params, state = train(optimizer, update=update)
+    expected, _ = train(rmsprop(schedule, **options))
+    assert_close(params, expected)
+
+    state.hyperparams["decay"] = jnp.array(0.5)
+    changed, _ = update(jax.grad(loss)(params), state, params)
+    same, _ = update(jax.grad(loss)(params), train(optimizer)[1], params)
+    assert not np.allclose(changed["w"], same["w"])
+
+
+@all_options
+def test_flatten(options):
+    assert_close(
+        train(optax.flatten(rmsprop(0.1, **options)))[0], train(rmsprop(0.1, **options))[0]
+    )
+
+
+@all_options
+def test_lookahead(options):
+    """Slow parameters, after one period, are half way to where the fast ones got."""
+    optimizer = optax.lookahead(rmsprop(0.1, **options), sync_period=3, slow_step_size=0.5)
+    params = optax.LookaheadParams.init_synced(tree())
+    state = optimizer.init(params)
+    for _ in range(3):
+        updates, state = optimizer.update(jax.grad(loss)(params.fast), state, params)
+        params = optax.apply_updates(params, updates)
+    fast, _ = train(rmsprop(0.1, **options), steps=3)
+    assert_close(params.slow, jax.tree.map(lambda a, b: (a + b) / 2, tree(), fast))
+
+
+@all_options
+def test_schedule_free(options):
+    """As with Optax's own parts inside."""
+
+    def final(base):
+        optimizer = contrib.schedule_free(base, learning_rate=0.05, b1=0.9)
+        params, state = train(optimizer, steps=20, update=jax.jit(optimizer.update))
+        return contrib.schedule_free_eval_params(state, params)
+
+    of_optax = {k: v for k, v in options.items() if k != "weight_decay"}
+    decay = optax.add_decayed_weights(-0.05 * options.get("weight_decay", 0.0))
+    expected = final(optax.chain(optax.rmsprop(0.05, **of_optax), decay))
+    assert_close(final(rmsprop(0.05, **options)), expected, rtol=1e-4)
+
+
+def test_tree_utils():
+    state = rmsprop(0.1, momentum=0.9, bias_correction=True).init(tree())
+    chex.assert_trees_all_equal_shapes(tree_utils.tree_get(state, "nu"), tree())
+    chex.assert_trees_all_equal_shapes(tree_utils.tree_get(state, "trace"), tree())
+    assert tree_utils.tree_get(state, "count") == 0
+    doubled = tree_utils.tree_map_params(
+        rmsprop(0.1, momentum=0.9, bias_correction=True), lambda x: x + 1, state
+    )
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(tree_utils.tree_get(doubled, "nu")))
+    assert tree_utils.tree_get(doubled, "count") == 0
+
+
+def test_mask_of_weight_decay_is_optaxs_business():
+    """Decay by a chain, with a mask, is the option on the leaves that the mask keeps."""
+    rate = 0.1
+    masked = optax.chain(
+        rmsprop(rate), optax.add_decayed_weights(-rate * 0.01, mask={"w": True, "b": False})
+    )
+    params, _ = train(masked)
+    assert_close(params["w"], train(rmsprop(rate, weight_decay=0.01))[0]["w"])
+    assert_close(params["b"], train(rmsprop(rate))[0]["b"])
+
+
+# JAX's transformations.
+
+
+@all_options
+def test_jit_and_eager_agree(options):
+    optimizer = rmsprop(optax.cosine_decay_schedule(0.1, 10), **options)
+    assert_close(train(optimizer, update=jax.jit(optimizer.update)), train(optimizer))
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_vmap_over_hyperparameters(centered, bias_correction):
+    """A whole sweep in one call is the loop over it."""
+    rng = np.random.default_rng(0)
+    sweep = rng.uniform([1e-3, 0.5, 1e-8, 0.0, 0.0], [1e-1, 0.99, 1e-2, 0.95, 0.1], (6, 5))
+
+    def final(rate, decay, eps, momentum, weight_decay):
+        optimizer = rmsprop(
+            rate, decay, eps, centered=centered, bias_correction=bias_correction,
+            momentum=momentum, weight_decay=weight_decay,
+        )  # fmt: skip
+        return train(optimizer)
+
+    swept = jax.vmap(final)(*jnp.asarray(sweep, jnp.float32).T)
+    for i, hyperparameters in enumerate(sweep):
+        one = final(*(float(h) for h in hyperparameters))
+        assert_close(jax.tree.map(lambda x, i=i: x[i], swept), one, rtol=2e-5)
+
+
+@all_options
+def test_vmap_over_models(options):
+    optimizer = rmsprop(0.1, **options)
+    models = jax.tree.map(lambda p: jnp.stack([p, 2 * p, -p]), tree())
+    state = jax.vmap(optimizer.init)(models)
+    updates, _ = jax.vmap(optimizer.update)(models, state, models)
+    for i, factor in enumerate((1, 2, -1)):
+        model = jax.tree.map(lambda p, f=factor: f * p, tree())
+        expected, _ = optimizer.update(model, optimizer.init(model), model)
+        assert_close(jax.tree.map(lambda u, i=i: u[i], updates), expected)
+
+
+@all_options
+def test_scan(options):
+    optimizer = rmsprop(0.1, **options)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.lax.scan(step, (tree(), optimizer.init(tree())), length=5)
+    assert_close((params, state), train(optimizer))
+
+
+@all_options
+def test_shard_map(options):
+    """Each of eight devices updates its own rows."""
+    optimizer = rmsprop(0.1, **options)
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    params = jnp.arange(1.0, 33.0).reshape(16, 2)
+    rows = partial(jax.tree.map, lambda x: P("rows") if x.ndim else P())
+    state = optimizer.init(params)
+    specs = rows(state)
+    sharded = jax.shard_map(
+        optimizer.update,
+        mesh=mesh,
+        in_specs=(P("rows"), specs, P("rows")),
+        out_specs=(P("rows"), specs),
+    )
+    assert_close(jax.jit(sharded)(params, state, params), optimizer.update(params, state, params))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("eps_in_sqrt", [False, True])
+def test_meta_gradients_are_finite_where_a_gradient_is_zero(eps_in_sqrt, centered, eps):
+    """Through three steps, by learning rate, decay and the parameters themselves."""
+    target = jnp.array([1.0, 0.0, -2.0])
+
+    def final_loss(rate, decay, params):
+        optimizer = rmsprop(
+            rate, decay, eps, eps_in_sqrt=eps_in_sqrt, centered=centered, momentum=0.5
+        )
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(target * params, state)
+            params = optax.apply_updates(params, updates)
+        return (params**2).sum()
+
+    args = (0.1, 0.9, jnp.array([1.0, 2.0, 3.0]))
+    gradients = jax.grad(final_loss, argnums=(0, 1, 2))(*args)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    # By central differences, where nothing is zero.
+    h = 1e-2
+    slope = (final_loss(0.1 + h, 0.9, args[2]) - final_loss(0.1 - h, 0.9, args[2])) / (2 * h)
+    assert float(gradients[0]) == pytest.approx(float(slope), rel=1e-2)
+
+
+@all_options
+def test_eval_shape(options):
+    """The state's shapes come out of parameters that exist only as shapes."""
+    optimizer = rmsprop(0.1, **options)
+    abstract = jax.eval_shape(tree)
+    state = jax.eval_shape(optimizer.init, abstract)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, optimizer.init(tree()))
+    updates, after = jax.eval_shape(optimizer.update, abstract, state, abstract)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, tree())
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    # Without eval_shape too: abstract leaves go in, a real state comes out.
+    chex.assert_trees_all_equal(optimizer.init(abstract), optimizer.init(tree()))
+
+
+@all_options
+def test_64_bit(options, x64):
+    """Every leaf keeps its own precision."""
+    params = {"single": jnp.ones(2, jnp.float32), "double": jnp.ones(2, jnp.float64)}
+    optimizer = rmsprop(np.float64(0.1), np.float64(0.9), **options)
+    updates, state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    chex.assert_trees_all_equal_dtypes(updates, params)
+    chex.assert_trees_all_equal_dtypes(state, optimizer.init(params))
+    average = state[0].var if options.get("centered") else state[0].nu
+    chex.assert_trees_all_equal_dtypes(average, params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=str)
+def test_accumulator_dtype(dtype, x64):
+    params = {"half": jnp.ones(2, jnp.bfloat16), "complex": jnp.ones(2, jnp.complex64)}
+    optimizer = rmsprop(0.1, centered=True, momentum=0.9, accumulator_dtype=dtype)
+    updates, state = optimizer.update(params, optimizer.init(params))
+    chex.assert_trees_all_equal_dtypes(updates, params)
+    kept_complex = jnp.result_type(dtype, jnp.complex64)
+    assert jax.tree.map(lambda x: x.dtype, (state[0].var, state[0].mu, state[2].trace)) == (
+        {"half": dtype, "complex": dtype},
+        {"half": dtype, "complex": kept_complex},
+        {"half": dtype, "complex": kept_complex},
+    )
+
+
+# Pytrees.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layer:
+    kernel: jax.Array
+    bias: jax.Array | None
+
+
+PYTREES = {
+    "array": jnp.ones(3),
+    "scalar": jnp.array(2.0),
+    "python scalar": 2.0,
+    "numpy": np.ones(3, np.float32),
+    "list": [jnp.ones(2), jnp.ones(())],
+    "nested": {"a": (jnp.ones(2), {"b": jnp.ones((1, 1))})},
+    "dataclass": Layer(jnp.ones((2, 2)), jnp.ones(2)),
+    "None leaf": Layer(jnp.ones((2, 2)), None),
+    "masked node": {"a": optax.MaskedNode(), "b": jnp.ones(2)},
+    "flax": flax.core.freeze({"a": jnp.ones(2)}),
+    "zero size": {"a": jnp.ones((0, 3)), "b": jnp.ones(2)},
+    "complex": {"a": jnp.ones(2, jnp.complex64), "b": jnp.ones(2)},
+    "empty dict": {},
+    "empty tuple": (),
+    "only None": [None],
+    "mixed dtypes": [jnp.ones(2, jnp.float16), jnp.ones(2, jnp.bfloat16), jnp.ones(2)],
+}
+
+
+@pytest.mark.parametrize("name", PYTREES)
+@all_options
+def test_pytrees(options, name):
+    """Structure, shapes and dtypes come back; each leaf is treated as if it were alone."""
+    params = PYTREES[name]
+    optimizer = rmsprop(0.1, **options)
+    state = optimizer.init(params)
+    updates, after = jax.jit(optimizer.update)(params, state, params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for update, leaf in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+        leaf = jnp.asarray(leaf)
+        assert (update.shape, update.dtype) == (leaf.shape, leaf.dtype)
+        alone, _ = optimizer.update(leaf, optimizer.init(leaf), leaf)
+        np.testing.assert_allclose(update, alone, rtol=1e-6)
+
+
+# Other libraries.
+
+
+def test_flax_nnx():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, rmsprop(0.05, momentum=0.9, weight_decay=1e-3), wrt=nnx.Param)
+    x = jnp.linspace(-1, 1, 12).reshape(4, 3)
+
+    @nnx.jit
+    def step(model, optimizer):
+        value, gradients = nnx.value_and_grad(lambda m: ((m(x) - 1) ** 2).mean())(model)
+        optimizer.update(model, gradients)
+        return value
+
+    first = step(model, optimizer)
+    for _ in range(100):
+        last = step(model, optimizer)
+    assert last < first / 10
+
+
+def test_equinox():
+    model = eqx.nn.MLP(3, 2, 8, 1, key=jax.random.key(0))
+    optimizer = rmsprop(0.01, centered=True, weight_decay=1e-3)
+    state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    x = jnp.linspace(-1, 1, 12).reshape(4, 3)
+
+    @eqx.filter_jit
+    def step(model, state):
+        value, gradients = eqx.filter_value_and_grad(
+            lambda m: ((jax.vmap(m)(x) - 1) ** 2).mean()
+        )(model)
+        params = eqx.filter(model, eqx.is_inexact_array)
+        updates, state = optimizer.update(gradients, state, params)
+        return eqx.apply_updates(model, updates), state, value
+
+    model, state, first = step(model, state)
+    for _ in range(200):
+        model, state, last = step(model, state)
+    assert last < first / 10
+
+
+def test_plain_dict():
+    optimizer = rmsprop_jax.rmsprop(0.05)
+    params, _ = train(optimizer, steps=200, update=jax.jit(optimizer.update))
+    assert loss(params) < loss(tree()) / 100
+
+
+def test_state_keeps_the_sharding_of_its_parameter():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, P(None, "x"))
+    params = jax.device_put(jnp.ones((4, 16)), sharding)
+    state = rmsprop(0.1, centered=True, momentum=0.9).init(params)
+    for leaf in (state[0].mu, state[0].var, state[2].trace):
+        assert leaf.sharding.is_equivalent_to(sharding, 2)
