@@ -5,7 +5,6 @@ holds none of it. Values that are traced have no value yet and pass.
 """
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from rmsprop_jax import _accumulator
@@ -21,12 +21,12 @@ from rmsprop_jax import _accumulator
 def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
     """Raises unless ``value`` is a real scalar in ``[0, below)``, or a traced one."""
     allowed = f"a finite number >= 0{'' if math.isinf(below) else f' and < {below:g}'}"
-    is_number = isinstance(value, numbers.Real | np.ndarray | np.generic | jax.Array)
+    is_number = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
     if not is_number or isinstance(value, bool) or not _is_real(value):
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
     if np.shape(value) != ():
         raise ValueError(f"{name} must be one number, got an array of shape {np.shape(value)}")
-    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < below:
+    if not isinstance(value, Tracer) and not 0 <= float(value) < below:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
@@ -38,7 +38,7 @@ def check_learning_rate(name: str, value: Any) -> None:
 
 def is_zero(value: Any) -> bool:
     """Whether ``value`` is zero for certain; a traced value is not."""
-    return not isinstance(value, jax.core.Tracer) and bool(value == 0)
+    return not isinstance(value, Tracer) and bool(value == 0)
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -72,14 +72,20 @@ def check_accumulator_dtype(dtype: Any) -> None:
     if not supported:
         raise ValueError(f"accumulator_dtype must be one of {allowed}, got {dtype!r}")
     if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
-        raise ValueError("accumulator_dtype float64 needs jax.config.update('jax_enable_x64', True)")
+        raise ValueError(
+            "accumulator_dtype float64 needs jax.config.update('jax_enable_x64', True)"
+        )
 
 
 def check_leaves(name: str, tree: Any) -> None:
     """Raises unless every leaf of ``tree`` is real or complex floating point."""
     for path, leaf in tree_leaves_with_path(tree):
         dtype = getattr(leaf, "dtype", None)
-        if not jnp.issubdtype(dtype, jnp.inexact) if dtype else not isinstance(leaf, float | complex):
+        if (
+            not jnp.issubdtype(dtype, jnp.inexact)
+            if dtype
+            else not isinstance(leaf, float | complex)
+        ):
             raise TypeError(
                 f"{name}{keystr(path)} must be a floating-point array, got "
                 f"{f'one of dtype {dtype}' if dtype else repr(leaf)}; "
@@ -94,9 +100,7 @@ def check_shapes(name: str, tree: Any, expected: Any, *, like: str) -> None:
 
 def check_shapes_and_dtypes(name: str, tree: Any, expected: Any, *, like: str) -> None:
     """Chex's AssertionError unless ``tree`` has also the dtypes of ``expected``."""
-    _check_like(
-        name, tree, expected, like, describe=lambda leaf: f"{leaf.dtype}{jnp.shape(leaf)}"
-    )
+    _check_like(name, tree, expected, like, describe=lambda leaf: f"{leaf.dtype}{jnp.shape(leaf)}")
 
 
 def _check_like(

@@ -8,7 +8,9 @@ decaying average of ``|g|**2``, ``m`` that of ``g``, ``s = v - |m|**2`` the vari
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlog1py
-from jax.typing import ArrayLike
+
+Scalar = float | jax.Array
+"""A hyperparameter: a number, or a traced scalar."""
 
 
 def squared_magnitude(g: jax.Array) -> jax.Array:
@@ -21,12 +23,12 @@ def squared_magnitude(g: jax.Array) -> jax.Array:
     return jnp.minimum(square, jnp.finfo(square.dtype).max / 2)
 
 
-def decaying_average(x: jax.Array, average: jax.Array, decay: ArrayLike) -> jax.Array:
+def decaying_average(x: jax.Array, average: jax.Array, decay: Scalar) -> jax.Array:
     """``decay * average + (1 - decay) * x``."""
     return decay * average + (1 - decay) * x
 
 
-def decaying_mean(g: jax.Array, mean: jax.Array, weight: ArrayLike) -> jax.Array:
+def decaying_mean(g: jax.Array, mean: jax.Array, weight: Scalar) -> jax.Array:
     """`decaying_average` of values whose spread may be far smaller than they are.
 
     ``weight`` is that of ``g``, 1 - decay. The one rounding at the size of the mean
@@ -38,7 +40,7 @@ def decaying_mean(g: jax.Array, mean: jax.Array, weight: ArrayLike) -> jax.Array
 
 
 def decaying_variance(
-    g: jax.Array, mean: jax.Array, variance: jax.Array, weight: ArrayLike
+    g: jax.Array, mean: jax.Array, variance: jax.Array, weight: Scalar
 ) -> jax.Array:
     """The variance ``v - |m|**2`` after ``g``, without the subtraction that cancels.
 
@@ -54,27 +56,27 @@ def decaying_variance(
     return (variance - weight * variance) + weight * spread
 
 
-def decaying_sum(x: jax.Array, total: jax.Array, decay: ArrayLike) -> jax.Array:
+def decaying_sum(x: jax.Array, total: jax.Array, decay: Scalar) -> jax.Array:
     """``decay * total + x``: heavy-ball momentum."""
     return decay * total + x
 
 
-def bias_correction(decay: ArrayLike, count: jax.Array) -> jax.Array:
+def bias_correction(decay: Scalar, count: jax.Array) -> jax.Array:
     """``1 - decay**count``: how much of an average that began at zero is data."""
     return 1 - power(decay, count)
 
 
-def corrected_start(decay: ArrayLike, count: jax.Array) -> jax.Array:
+def corrected_start(decay: Scalar, count: jax.Array) -> jax.Array:
     """``decay**count / (1 - decay**count)``: what bias correction makes of a start of one."""
     return power(decay, count) / bias_correction(decay, count)
 
 
-def power(decay: ArrayLike, count: jax.Array) -> jax.Array:
+def power(decay: Scalar, count: jax.Array) -> jax.Array:
     """``decay**count`` in floats: an integer's power rounds otherwise under jit than without."""
     return decay ** count.astype(float)
 
 
-def newest_weight(decay: ArrayLike, count: jax.Array) -> jax.Array:
+def newest_weight(decay: Scalar, count: jax.Array) -> jax.Array:
     """``(1 - decay) / (1 - decay**count)``: the newest weight in a bias-corrected average.
 
     Computed as ``1 / (1 + decay + ... + decay**(count - 1))``, which is exactly one
@@ -84,9 +86,7 @@ def newest_weight(decay: ArrayLike, count: jax.Array) -> jax.Array:
     return 1 / (1 + decay * -jnp.expm1(log_of_last) / (1 - decay))
 
 
-def normalize(
-    g: jax.Array, second_moment: jax.Array, eps: ArrayLike, eps_in_sqrt: bool
-) -> jax.Array:
+def normalize(g: jax.Array, second_moment: jax.Array, eps: Scalar, eps_in_sqrt: bool) -> jax.Array:
     """``g / sqrt(v + eps)``, or ``g / (sqrt(v) + eps)``; zero where the denominator is."""
     if eps_in_sqrt:
         return divide(g, sqrt(second_moment + eps))
@@ -105,6 +105,6 @@ def _sqrt_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
     return root, divide(*tangents, 2 * root)
 
 
-def divide(a: ArrayLike, b: ArrayLike) -> jax.Array:
+def divide(a: Scalar, b: Scalar) -> jax.Array:
     """``a / b``, and zero with a zero derivative where ``b`` is zero."""
     return a / jnp.where(b == 0, jnp.inf, b)

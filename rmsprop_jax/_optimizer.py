@@ -4,24 +4,25 @@ from typing import Any
 
 import jax
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from rmsprop_jax import _accumulator, _checks
+from rmsprop_jax._moments import Scalar
 from rmsprop_jax._transform import scale_by_rms, scale_by_stddev, trace, transformation
 
 
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule,
-    decay: ArrayLike = 0.9,
-    eps: ArrayLike = 1e-8,
-    initial_scale: ArrayLike = 0.0,
+    decay: Scalar = 0.9,
+    eps: Scalar = 1e-8,
+    initial_scale: Scalar = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: ArrayLike | None = None,
+    momentum: Scalar | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
     *,
-    weight_decay: ArrayLike = 0.0,
+    weight_decay: Scalar = 0.0,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMSprop: each gradient over the root of the decaying average of its square.
@@ -134,7 +135,7 @@ def rmsprop(
 
 
 def _decay_weights(
-    learning_rate: optax.ScalarOrSchedule, weight_decay: ArrayLike
+    learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar
 ) -> optax.GradientTransformation:
     if callable(learning_rate):
         return optax.add_decayed_weights(lambda count: -weight_decay * learning_rate(count))

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from rmsprop_jax import _accumulator, _checks, _moments
+from rmsprop_jax._moments import Scalar
 
 
 class ScaleByRmsState(NamedTuple):
@@ -24,7 +25,7 @@ class ScaleByRmsState(NamedTuple):
       nu: v, the decaying average of ``|g|**2``: real, shaped as the parameters.
     """
 
-    count: jax.Array | None
+    count: jax.Array | None  # pyright: ignore[reportIncompatibleMethodOverride]
     nu: optax.Updates
 
 
@@ -39,15 +40,15 @@ class ScaleByStddevState(NamedTuple):
         are kept corrected.
     """
 
-    count: jax.Array | None
+    count: jax.Array | None  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: optax.Updates
     var: optax.Updates
 
 
 def scale_by_rms(
-    decay: ArrayLike = 0.9,
-    eps: ArrayLike = 1e-8,
-    initial_scale: ArrayLike = 0.0,
+    decay: Scalar = 0.9,
+    eps: Scalar = 1e-8,
+    initial_scale: Scalar = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
     *,
@@ -97,8 +98,8 @@ def scale_by_rms(
       >>> tx = rmsprop_jax.scale_by_rms(decay=0.9, eps=0.0)
       >>> gradients = {"w": jnp.array([1e-3, -1e3, 0.0])}
       >>> updates, state = tx.update(gradients, tx.init(gradients))
-      >>> print(updates["w"].round(3))
-      [ 3.162 -3.162  0.   ]
+      >>> print([f"{u:.3f}" for u in updates["w"]])
+      ['3.162', '-3.162', '0.000']
 
     References:
       Hinton, Srivastava and Swersky, `Neural Networks for Machine Learning, lecture
@@ -115,12 +116,12 @@ def scale_by_rms(
         return ScaleByRmsState(count, nu=jax.tree.map(start, params))
 
     def update(
-        updates: optax.Updates, state: ScaleByRmsState, params: Any = None
+        updates: optax.Updates, state: ScaleByRmsState, params: Any
     ) -> tuple[optax.Updates, ScaleByRmsState]:
         del params
         count, correction = state.count, 1.0
         if count is not None:
-            count = optax.safe_increment(count)
+            count = jnp.asarray(optax.safe_increment(count))
             correction = _moments.bias_correction(decay, count)
 
         def average(g: jax.Array, v: jax.Array) -> jax.Array:
@@ -137,9 +138,9 @@ def scale_by_rms(
 
 
 def scale_by_stddev(
-    decay: ArrayLike = 0.9,
-    eps: ArrayLike = 1e-8,
-    initial_scale: ArrayLike = 0.0,
+    decay: Scalar = 0.9,
+    eps: Scalar = 1e-8,
+    initial_scale: Scalar = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
     *,
@@ -161,7 +162,8 @@ def scale_by_stddev(
     0.01 the division by d costs digits in turn.
 
     Bias correction puts :math:`v_t / c - |m_t / c|^2`, with :math:`c = 1 - d^t`, in
-    the place of :math:`s_t`; at the first step, that is zero.
+    the place of :math:`s_t`. One gradient has no variance: the first update is g over
+    eps alone, ten thousand times g at the default. Choose a larger eps with it.
 
     Args:
       decay: d, in [0, 1), for both averages. 0.9 is Optax's; Graves and Nature-DQN
@@ -219,12 +221,12 @@ def scale_by_stddev(
         )
 
     def update(
-        updates: optax.Updates, state: ScaleByStddevState, params: Any = None
+        updates: optax.Updates, state: ScaleByStddevState, params: Any
     ) -> tuple[optax.Updates, ScaleByStddevState]:
         del params
         count, weight, start = state.count, 1 - decay, 0.0
         if count is not None:
-            count = optax.safe_increment(count)
+            count = jnp.asarray(optax.safe_increment(count))
             weight = _moments.newest_weight(decay, count)
             if not _checks.is_zero(initial_scale):
                 start = initial_scale * _moments.corrected_start(decay, count)
@@ -248,7 +250,7 @@ def scale_by_stddev(
 
 
 def trace(
-    decay: ArrayLike, nesterov: bool = False, *, accumulator_dtype: DTypeLike | None = None
+    decay: Scalar, nesterov: bool = False, *, accumulator_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum: ``optax.trace``, kept in at least float32.
 
@@ -280,7 +282,7 @@ def trace(
         return optax.TraceState(jax.tree.map(zero, params))
 
     def update(
-        updates: optax.Updates, state: optax.TraceState, params: Any = None
+        updates: optax.Updates, state: optax.TraceState, params: Any
     ) -> tuple[optax.Updates, optax.TraceState]:
         del params
 
@@ -295,7 +297,7 @@ def trace(
 
 
 def transformation(
-    init: optax.TransformInitFn, update: Callable[..., tuple[optax.Updates, optax.OptState]]
+    init: Callable[[Any], Any], update: Callable[[Any, Any, Any], tuple[Any, Any]]
 ) -> optax.GradientTransformationExtraArgs:
     """Makes a public transformation of a bare ``init`` and ``update``.
 

@@ -1,5 +1,7 @@
 """Bad input, in two tables: what is refused when built, and what is refused when traced."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,17 @@ from rmsprop_jax._transform import trace
 NAN, INF = float("nan"), float("inf")
 NOT_IN_UNIT_INTERVAL = [1, 1.0, 1.5, -0.1, NAN, INF, jnp.float32(1), jnp.bfloat16(0.999)]
 NOT_A_SIZE = [-1e-3, NAN, INF, -INF, jnp.float32(-1), np.float64("nan")]
-NOT_A_NUMBER = ["0.1", None, True, 1j, [0.1], {"lr": 0.1}, jnp.array(1j), jnp.array(True)]
+NOT_A_NUMBER = [
+    "0.1",
+    None,
+    True,
+    1j,
+    Fraction(1, 2),
+    [0.1],
+    {"lr": 0.1},
+    jnp.array(1j),
+    jnp.array(True),
+]
 
 # Where, the argument, what is wrong with it, and what the message must say of what is allowed.
 REFUSED_WHEN_BUILT = [
@@ -85,7 +97,8 @@ def without(key):
 # What to call with what, the error, and what its message must name.
 REFUSED_WHEN_TRACED = {
     "integer parameter": (
-        lambda: rmsprop(0.1).init(tree() | {"n": jnp.arange(3)}), TypeError, ["params['n']", "int32"]
+        lambda: rmsprop(0.1).init(tree() | {"n": jnp.arange(3)}),
+        TypeError, ["params['n']", "int32"],
     ),
     "boolean parameter": (
         lambda: rmsprop(0.1).init({"n": np.array(True)}), TypeError, ["params['n']", "bool"]

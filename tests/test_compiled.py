@@ -4,7 +4,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -108,8 +107,7 @@ def test_state_size(options, words):
 
 
 def test_checks_leave_nothing_in_the_program():
-    """The compiled program does not know chex: no callback, no branch, no assertion."""
+    """The compiled program is arithmetic: no callback, no branch, no loop, no assertion."""
     text = compile_step(rmsprop_jax.rmsprop(1e-3, centered=True, momentum=0.9)).as_text()
-    program = text[text.index("ENTRY") :]
-    operations = set(re.findall(r" ([a-z-]+)\(", program))
-    assert operations == {"parameter", "fusion", "tuple"}, np.sort(list(operations))
+    operations = set(re.findall(r" ([a-z-]+)\(", text[text.index("ENTRY") :]))
+    assert operations <= {"parameter", "fusion", "add", "tuple"}

@@ -410,9 +410,9 @@ def test_equinox():
 
     @eqx.filter_jit
     def step(model, state):
-        value, gradients = eqx.filter_value_and_grad(
-            lambda m: ((jax.vmap(m)(x) - 1) ** 2).mean()
-        )(model)
+        value, gradients = eqx.filter_value_and_grad(lambda m: ((jax.vmap(m)(x) - 1) ** 2).mean())(
+            model
+        )
         params = eqx.filter(model, eqx.is_inexact_array)
         updates, state = optimizer.update(gradients, state, params)
         return eqx.apply_updates(model, updates), state, value

@@ -95,14 +95,14 @@ def test_variance_does_not_cancel(bias_correction, decay, ratio, magnitude):
     ours, _ = run(tx, g, np.zeros(16, np.float32))
     assert np.isfinite(ours).all()
     for t in checked:
-        s = reference.variance(
-            g[:t].astype(np.float64), decay, bias_correction=bias_correction
-        )
+        s = reference.variance(g[:t].astype(np.float64), decay, bias_correction=bias_correction)
         expected = reference.normalize(g[t - 1].astype(np.float64), s, 0.0, True)
         np.testing.assert_allclose(ours[t - 1], expected, rtol=5e-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"centered": True}, {"momentum": 0.9}, {"bias_correction": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"centered": True}, {"momentum": 0.9}, {"bias_correction": True}]
+)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=str)
 @pytest.mark.parametrize("g", [3e-7, 1e-4, 300.0, 6e4])
 def test_half_precision_trains_as_float32(g, dtype, options):

@@ -1,0 +1,180 @@
+"""The time of a training step's optimizer part: ours, Optax's and torch's in one run.
+
+Each number is a ratio: the median over rounds of two times measured one after the
+other, with the order turned round each time. The floor is what the machine's memory
+allows: every byte that a step must read or write once (gradient, parameter and state
+read; parameter and state written), at the bandwidth of a copy timed in the same round.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+
+import rmsprop_jax
+
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None
+
+# Options by name, and the accumulators that the state holds.
+VARIANTS = {
+    "plain": ({}, 1),
+    "eps outside": ({"eps_in_sqrt": False}, 1),
+    "bias correction": ({"bias_correction": True}, 1),
+    "momentum": ({"momentum": 0.9}, 2),
+    "Nesterov": ({"momentum": 0.9, "nesterov": True}, 2),
+    "centred": ({"centered": True}, 2),
+    "centred, momentum": ({"centered": True, "momentum": 0.9}, 3),
+}
+# What torch can do too; its eps always stands outside the root.
+OF_TORCH = {"eps outside", "momentum", "centred", "centred, momentum"}
+
+
+def jax_step(optimizer: optax.GradientTransformation, leaves: int, size: int) -> Callable[[], Any]:
+    """A compiled step on ``leaves`` leaves of ``size`` parameters, everything donated."""
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = [jnp.ones(size) for _ in range(leaves)]
+    gradients = [jnp.full(size, 0.1) for _ in range(leaves)]
+    carry = [params, optimizer.init(params)]
+
+    def run() -> None:
+        carry[:] = jax.block_until_ready(step(*carry, gradients))
+
+    return run
+
+
+def torch_step(name: str, leaves: int, size: int) -> Callable[[], Any]:
+    """torch.optim.RMSprop's step as it comes."""
+    assert torch is not None
+    options = VARIANTS[name][0]
+    params = [torch.ones(size, requires_grad=True) for _ in range(leaves)]
+    for p in params:
+        p.grad = torch.full((size,), 0.1)
+    return torch.optim.RMSprop(
+        params,
+        lr=1e-3,
+        alpha=0.9,
+        momentum=options.get("momentum", 0.0),
+        centered=options.get("centered", False),
+    ).step
+
+
+def copy(words: int) -> Callable[[], Any]:
+    """Reads ``words`` float32 and writes them, in place as a step does."""
+    negate = jax.jit(lambda x: -x, donate_argnums=0)
+    carry = [jnp.ones(words)]
+
+    def run() -> None:
+        carry[0] = jax.block_until_ready(negate(carry[0]))
+
+    return run
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long one call takes."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run in each round, the order turned round every time."""
+    for run in runs.values():
+        run()  # compiles
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(rounds):
+        for name in list(runs)[:: -1 if i % 2 else 1]:
+            times[name].append(seconds(runs[name]))
+    return times
+
+
+def median_ratio(a: list[float], b: list[float]) -> float:
+    """The median over rounds of a / b."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def compare(name: str, leaves: int, size: int, rounds: int) -> list[str]:
+    """A row of the table: our time over the floor, Optax's and torch's."""
+    options, accumulators = VARIANTS[name]
+    runs = {
+        "ours": jax_step(rmsprop_jax.rmsprop(1e-3, **options), leaves, size),
+        "Optax": jax_step(optax.rmsprop(1e-3, **options), leaves, size),
+        "copy": copy(leaves * size),
+    }
+    if torch is not None and name in OF_TORCH:
+        runs["torch"] = torch_step(name, leaves, size)
+    times = measure(runs, rounds)
+    words = 3 + 2 * accumulators
+    floor = [t * words / 2 for t in times["copy"]]
+    row = [name, f"{leaves}", f"{median_ratio(times['ours'], floor):.2f}"]
+    for other in ("Optax", "torch"):
+        row.append(f"{median_ratio(times['ours'], times[other]):.2f}" if other in times else "-")
+    return row
+
+
+def trace_ratio(leaves: int, rounds: int) -> float:
+    """How much longer ours takes to trace: the price of the checks, paid once a compilation."""
+
+    def trace(optimizer: optax.GradientTransformation) -> None:
+        params = [jnp.ones(2)] * leaves
+        jax.jit(lambda g, s: optimizer.update(g, s)).trace(params, optimizer.init(params))
+
+    options = {"centered": True, "momentum": 0.9}
+    times = measure(
+        {
+            "ours": partial(trace, rmsprop_jax.rmsprop(1e-3, **options)),
+            "Optax": partial(trace, optax.rmsprop(1e-3, **options)),
+        },
+        rounds,
+    )
+    return median_ratio(times["ours"], times["Optax"])
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--log2-size", type=int, default=24, choices=range(10, 31), metavar="10..30",
+        help="parameters in all, as a power of two",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=int, default=15, choices=range(1, 1001), metavar="1..1000",
+        help="measurements of each",
+    )  # fmt: skip
+    args = parser.parse_args()
+
+    size = 2**args.log2_size
+    cases = [
+        (name, leaves, size // leaves, args.rounds) for leaves in (1, 200) for name in VARIANTS
+    ]
+    rows = [compare(*case) for case in tqdm(cases, unit="variant")]
+
+    versions = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
+    versions.append("no torch" if torch is None else f"torch {torch.__version__}")
+    print(f"{jax.devices()[0].device_kind}, {size} parameters, {', '.join(versions)}")
+    print("our time over that of ...\n")
+    header = ["variant", "leaves", "floor", "Optax", "torch"]
+    for row in [header, ["---"] * len(header), *rows]:
+        cells = [f"{cell:>{width}}" for cell, width in zip(row, (18, 6, 5, 5, 5), strict=True)]
+        print("| " + " | ".join(cells) + " |")
+    print(f"\ntracing 200 leaves, over Optax: {trace_ratio(200, min(args.rounds, 5)):.1f}")
+
+
+if __name__ == "__main__":
+    main()

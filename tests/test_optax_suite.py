@@ -1,0 +1,164 @@
+"""Optax's own tests, with our rmsprop in the place of Optax's.
+
+The wheel of Optax ships its tests. Here four of its files are executed once more,
+changed in two ways: wherever they reach for ``rmsprop``, ``scale_by_rms`` or
+``scale_by_stddev`` they get ours, and of their tables of optimizers they keep
+RMSprop alone, with more of its options. What the tests do and expect is untouched.
+"""
+
+import ast
+import importlib.util
+import sys
+import types
+
+import optax
+import pytest
+from absl.testing import parameterized
+
+import rmsprop_jax
+
+pytestmark = pytest.mark.filterwarnings("default")  # Optax's tests, Optax's warnings
+
+OURS = {name: getattr(rmsprop_jax, name) for name in ("rmsprop", "scale_by_rms", "scale_by_stddev")}
+
+OPTIONS = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "nesterov": True},
+    {"eps_in_sqrt": False},
+    {"bias_correction": True},
+    {"centered": True},
+    {"centered": True, "eps_in_sqrt": False, "momentum": 0.9},
+    {"centered": True, "bias_correction": True, "eps": 1e-2},
+]
+PARTS = {"centered", "momentum", "nesterov"}
+
+
+def named(options):
+    return "_".join(["rmsprop", *(f"{k}_{v}" for k, v in options.items())])
+
+
+TABLES = {
+    "alias_test": {
+        "_OPTIMIZERS_UNDER_TEST": tuple(
+            {"opt_name": "rmsprop", "opt_kwargs": {"learning_rate": 5e-3, **options}}
+            for options in OPTIONS
+        ),
+    },
+    "sharding_test": {
+        "OPTIMIZERS": {named(options): OURS["rmsprop"](1.0, **options) for options in OPTIONS},
+    },
+    "float64_test": {
+        "ALL_MODULES": [
+            (f"{name}_{i}", OURS[name], {k: v for k, v in options.items() if k not in PARTS})
+            for name in ("scale_by_rms", "scale_by_stddev")
+            for i, options in enumerate(OPTIONS)
+        ]
+        + [
+            (named(options), OURS["rmsprop"], {"learning_rate": 0.1, **options})
+            for options in OPTIONS
+        ],
+    },
+    "transform_test": {},
+}
+
+# Of the tests without a table, the cases about RMSprop.
+CHOSEN = {
+    "AliasTest": lambda name: not name.startswith("test_explicit_dtype"),
+    "ShardingTest": lambda name: "microbatch" not in name,
+    "Float64Test": lambda _: True,
+    "TransformTest": lambda name: (
+        name in {"test_scalers_rmsprop", "test_scalers_stddev", "test_rms_match_adam"}
+    ),
+}
+
+
+class Rewrite(ast.NodeTransformer):
+    """Puts our tables where the module assigns its own, and skips no test."""
+
+    def __init__(self, tables):
+        self.tables = tables
+        self.replaced = set()
+
+    def visit_Assign(self, node):
+        name = getattr(node.targets[0], "id", None)
+        if name in self.tables:
+            self.replaced.add(name)
+            node.value = ast.parse(f"_rmsprop_jax_tables[{name!r}]", mode="eval").body
+            ast.fix_missing_locations(node)
+        return node
+
+    def visit_If(self, node):
+        # Optax compares JAX's version as a string: 0.10 would count as older than 0.7.
+        return None if ast.unparse(node.test).startswith("jax.__version__ <") else node
+
+
+class WithOurs(types.ModuleType):
+    """A module of Optax in which three names are ours."""
+
+    def __init__(self, module):
+        super().__init__(module.__name__)
+        self.__dict__.update(vars(module))
+        self.__dict__.update({k: v for k, v in OURS.items() if hasattr(module, k)})
+
+
+def load(file_name, tables):
+    """Executes a test file of Optax with our names and tables, as a new module."""
+    spec = importlib.util.find_spec(f"optax._src.{file_name}")
+    with open(spec.origin) as file:
+        rewrite = Rewrite(tables)
+        source = rewrite.visit(ast.parse(file.read()))
+    assert rewrite.replaced == set(tables), "Optax has renamed its tables"
+
+    module = types.ModuleType(f"optax_{file_name}_with_ours")
+    module.__file__ = spec.origin
+    module._rmsprop_jax_tables = tables
+    sys.modules[module.__name__] = module
+    # The files say `from optax._src import alias`; for the time of the import it is ours.
+    replaced = {
+        name: WithOurs(sys.modules[name]) for name in ("optax._src.alias", "optax._src.transform")
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, replacement in replaced.items():
+            patch.setitem(sys.modules, name, replacement)
+            patch.setattr(optax._src, name.rsplit(".", 1)[1], replacement)
+        exec(compile(source, spec.origin, "exec"), vars(module))
+    return module
+
+
+for _file_name, _tables in TABLES.items():
+    for _name, _case in vars(load(_file_name, _tables)).items():
+        if (
+            isinstance(_case, type)
+            and issubclass(_case, parameterized.TestCase)
+            and _name in CHOSEN
+        ):
+            for _method in [m for m in dir(_case) if m.startswith("test")]:
+                if not CHOSEN[_name](_method):
+                    setattr(_case, _method, None)
+            globals()[_name] = _case
+
+
+@pytest.mark.parametrize(
+    ("name", "of_each"), [("AliasTest", 10), ("ShardingTest", 3), ("Float64Test", 3)]
+)
+def test_every_option_is_tried(name, of_each):
+    """A table that Optax stops using, or a test that it renames, does not go unnoticed."""
+    cases = [
+        m for m in vars(globals()[name]) if m.startswith("test") and getattr(globals()[name], m)
+    ]
+    assert len(cases) >= of_each * len(OPTIONS)
+
+
+def test_transforms_are_tried():
+    cases = {m for m in vars(globals()["TransformTest"]) if getattr(globals()["TransformTest"], m)}
+    assert {"test_scalers_rmsprop", "test_scalers_stddev", "test_rms_match_adam"} <= cases
+
+
+def test_ours_are_what_is_tested():
+    module = sys.modules["optax_alias_test_with_ours"]
+    assert module.alias.rmsprop is rmsprop_jax.rmsprop
+    assert (
+        sys.modules["optax_transform_test_with_ours"].transform.scale_by_rms is OURS["scale_by_rms"]
+    )
+    assert optax._src.alias.rmsprop is optax.rmsprop  # and only there
