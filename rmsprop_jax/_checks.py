@@ -26,13 +26,13 @@ def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
     if np.shape(value) != ():
         raise ValueError(f"{name} must be one number, got an array of shape {np.shape(value)}")
-    if not isinstance(value, Tracer) and not 0 <= float(value) < below:
+    if not isinstance(value, Tracer) and not 0 <= _as_jax_sees_it(value) < below:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def check_learning_rate(name: str, value: Any) -> None:
     """Raises unless ``value`` is a number as above or a schedule."""
-    if isinstance(value, str) or not callable(value):
+    if not callable(value):
         check_number(f"{name}, if not a schedule,", value)
 
 
@@ -129,6 +129,12 @@ def _check_structure(name: str, tree: Any, expected: Any, like: str) -> None:
     chex.assert_trees_all_equal_structs(
         expected, tree, custom_message=f"{name} must be built as {like}: {difference}"
     )
+
+
+def _as_jax_sees_it(value: Any) -> np.ndarray:
+    # A decay of 1 - 1e-9 is less than one, but one in float32.
+    with np.errstate(over="ignore"):
+        return np.asarray(value, jax.dtypes.canonicalize_dtype(float))
 
 
 def _is_real(value: Any) -> bool:

@@ -13,8 +13,8 @@ from rmsprop_jax import rmsprop, scale_by_rms, scale_by_stddev
 from rmsprop_jax._transform import trace
 
 NAN, INF = float("nan"), float("inf")
-NOT_IN_UNIT_INTERVAL = [1, 1.0, 1.5, -0.1, NAN, INF, jnp.float32(1), jnp.bfloat16(0.999)]
-NOT_A_SIZE = [-1e-3, NAN, INF, -INF, jnp.float32(-1), np.float64("nan")]
+NOT_IN_UNIT_INTERVAL = [1, 1 - 1e-9, 1.0, 1.5, -0.1, NAN, INF, jnp.float32(1), jnp.bfloat16(0.999)]
+NOT_A_SIZE = [-1e-3, 1e39, NAN, INF, -INF, jnp.float32(-1), np.float64("nan")]
 NOT_A_NUMBER = [
     "0.1",
     None,
