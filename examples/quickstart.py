@@ -127,7 +127,7 @@ def epoch_batches(rng: np.random.Generator, size: int, batch_size: int) -> list[
 
 
 def optimizers(args: argparse.Namespace, steps: int) -> dict[str, optax.GradientTransformation]:
-    """RMSprop, and three of Optax's, each at the learning rate of 0.001, 0.003, ... 0.3 that ends best.
+    """RMSprop, and three of Optax's, each at the best learning rate of 0.001, 0.003, ... 0.3.
 
     rprop sets its own step sizes, so it has neither schedule nor clipping.
     """
