@@ -1,8 +1,8 @@
 """How an average is kept between steps: its dtype. Knows nothing of RMSprop.
 
-An average is kept in at least float32, whatever the parameters are: in bfloat16 a
-decay of 0.999 adds less than half a unit in the last place, so nothing; in float16
-the square of 1e-4 is zero and that of 300 infinite.
+An average is kept in at least float32, whatever the parameters are. In bfloat16, at
+decay 0.999, it stops half-way: what a step adds is less than half a unit in the last
+place. In float16 the square of 1e-4 is zero and that of 300 infinite.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ SUPPORTED_DTYPES = (jnp.dtype("float32"), jnp.dtype("float64"))
 
 
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """``dtype``, or float32 where ``dtype`` is narrower."""
+    """``dtype``, or float32 where ``dtype`` is narrower; of a complex one, each part counts."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
@@ -44,5 +44,5 @@ def full_like(
 
 
 def store(average: jax.Array, kept: jax.Array) -> jax.Array:
-    """``average`` as it is kept, in the place of ``kept``."""
+    """``average`` in the dtype of ``kept``, which it replaces."""
     return average.astype(kept.dtype)

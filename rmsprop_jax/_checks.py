@@ -18,22 +18,29 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from rmsprop_jax import _accumulator
 
 
-def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
+def check_number(name: str, value: Any, *, below: float = math.inf, hint: str = "") -> None:
     """Raises unless ``value`` is a real scalar in ``[0, below)``, or a traced one."""
-    allowed = f"a finite number >= 0{'' if math.isinf(below) else f' and < {below:g}'}"
-    is_number = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
-    if not is_number or isinstance(value, bool) or not _is_real(value):
-        raise TypeError(f"{name} must be {allowed}, got {value!r}")
-    if np.shape(value) != ():
-        raise ValueError(f"{name} must be one number, got an array of shape {np.shape(value)}")
+    allowed = f"a finite number >= 0{'' if math.isinf(below) else f' and < {below:g}'}{hint}"
+    if callable(value):
+        hint = "; a schedule of it takes optax.inject_hyperparams"
+        raise TypeError(f"{name} must be {allowed}, got {value!r}{hint}")
+    _check_scalar(name, value, allowed)
     if not isinstance(value, Tracer) and not 0 <= _as_jax_sees_it(value) < below:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
-def check_learning_rate(name: str, value: Any) -> None:
-    """Raises unless ``value`` is a number as above or a schedule."""
+def checked_learning_rate(name: str, value: Any) -> Any:
+    """``value``, a number as above, or a schedule that checks what it returns."""
     if not callable(value):
-        check_number(f"{name}, if not a schedule,", value)
+        check_number(name, value, hint=", or a schedule")
+        return value
+
+    def schedule(count: Any) -> Any:
+        rate = value(count)
+        _check_scalar(f"{name}({count})", rate, "a number")
+        return rate
+
+    return schedule
 
 
 def is_zero(value: Any) -> bool:
@@ -47,6 +54,23 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def check_options(
+    decay: Any,
+    eps: Any,
+    initial_scale: Any,
+    eps_in_sqrt: Any,
+    bias_correction: Any,
+    accumulator_dtype: Any,
+) -> None:
+    """Raises unless these are what both kinds of averages need."""
+    check_number("decay", decay, below=1)
+    check_number("eps", eps)
+    check_number("initial_scale", initial_scale)
+    check_flag("eps_in_sqrt", eps_in_sqrt)
+    check_flag("bias_correction", bias_correction)
+    _check_accumulator_dtype(accumulator_dtype)
+
+
 def check_momentum(momentum: Any, nesterov: Any) -> None:
     """Raises unless ``momentum`` is None or a number in [0, 1), as ``nesterov`` needs it to be."""
     check_flag("nesterov", nesterov)
@@ -56,40 +80,25 @@ def check_momentum(momentum: Any, nesterov: Any) -> None:
         raise ValueError("nesterov=True needs momentum, a number >= 0 and < 1; got None")
 
 
-def check_params_given(name: str, params: Any) -> None:
-    """Raises if ``params``, which ``name`` needs, are missing."""
+def check_params_given(name: str, value: Any, params: Any) -> None:
+    """Raises if ``params``, which the argument ``name`` needs, are missing."""
     if params is None:
-        raise ValueError(f"{name} needs params: call update(updates, state, params); got None")
-
-
-def check_accumulator_dtype(dtype: Any) -> None:
-    """Raises unless averages can be kept in ``dtype``."""
-    allowed = ["None", *(d.name for d in _accumulator.SUPPORTED_DTYPES)]
-    try:
-        supported = dtype is None or jnp.dtype(dtype) in _accumulator.SUPPORTED_DTYPES
-    except TypeError:
-        supported = False
-    if not supported:
-        raise ValueError(f"accumulator_dtype must be one of {allowed}, got {dtype!r}")
-    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+        traced = isinstance(value, Tracer)
+        hint = f"; to keep it a number in optax.inject_hyperparams, static_args={name!r}"
         raise ValueError(
-            "accumulator_dtype float64 needs jax.config.update('jax_enable_x64', True)"
+            f"{name}={'a traced value' if traced else value} needs params, got None: call "
+            f"update(updates, state, params){hint if traced else ''}"
         )
 
 
 def check_leaves(name: str, tree: Any) -> None:
     """Raises unless every leaf of ``tree`` is real or complex floating point."""
     for path, leaf in tree_leaves_with_path(tree):
-        dtype = getattr(leaf, "dtype", None)
-        if (
-            not jnp.issubdtype(dtype, jnp.inexact)
-            if dtype
-            else not isinstance(leaf, float | complex)
-        ):
+        if not _is_floating(leaf):
+            given = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else repr(leaf)
             raise TypeError(
-                f"{name}{keystr(path)} must be a floating-point array, got "
-                f"{f'one of dtype {dtype}' if dtype else repr(leaf)}; "
-                "leave such leaves out with optax.masked"
+                f"{name}{keystr(path)} must be a floating-point array, got {given}; leave such "
+                "leaves out, with optax.masked or equinox.filter(..., equinox.is_inexact_array)"
             )
 
 
@@ -100,7 +109,7 @@ def check_shapes(name: str, tree: Any, expected: Any, *, like: str) -> None:
 
 def check_shapes_and_dtypes(name: str, tree: Any, expected: Any, *, like: str) -> None:
     """Chex's AssertionError unless ``tree`` has also the dtypes of ``expected``."""
-    _check_like(name, tree, expected, like, describe=lambda leaf: f"{leaf.dtype}{jnp.shape(leaf)}")
+    _check_like(name, tree, expected, like, describe=_dtype_and_shape)
 
 
 def _check_like(
@@ -119,10 +128,10 @@ def _check_structure(name: str, tree: Any, expected: Any, like: str) -> None:
     paths, expected_paths = (
         [keystr(path) for path, _ in tree_leaves_with_path(t)] for t in (tree, expected)
     )
-    missing = [path for path in expected_paths if path not in paths]
-    extra = [path for path in paths if path not in expected_paths]
+    missing = ", ".join(path for path in expected_paths if path not in paths)
+    extra = ", ".join(path for path in paths if path not in expected_paths)
     difference = (
-        f"missing leaves {missing}, unexpected leaves {extra}"
+        f"missing leaves: {missing or 'none'}; unexpected leaves: {extra or 'none'}"
         if missing or extra
         else "the leaves are the same, their containers differ"
     )
@@ -131,12 +140,50 @@ def _check_structure(name: str, tree: Any, expected: Any, like: str) -> None:
     )
 
 
+def _check_scalar(name: str, value: Any, allowed: str) -> None:
+    is_number = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
+    if not is_number or isinstance(value, bool) or not _is_real(value):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+    if np.shape(value) != ():
+        raise ValueError(f"{name} must be one number, got an array of shape {np.shape(value)}")
+
+
+def _check_accumulator_dtype(dtype: Any) -> None:
+    allowed = ["None", *(d.name for d in _accumulator.SUPPORTED_DTYPES)]
+    try:
+        supported = dtype is None or jnp.dtype(dtype) in _accumulator.SUPPORTED_DTYPES
+    except (TypeError, ValueError):
+        supported = False
+    if not supported:
+        raise ValueError(f"accumulator_dtype must be one of {allowed}, got {dtype!r}")
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+        raise ValueError(
+            "accumulator_dtype float64 needs jax.config.update('jax_enable_x64', True)"
+        )
+
+
 def _as_jax_sees_it(value: Any) -> np.ndarray:
-    # A decay of 1 - 1e-9 is less than one, but one in float32.
-    with np.errstate(over="ignore"):
-        return np.asarray(value, jax.dtypes.canonicalize_dtype(float))
+    # A decay of 1 - 1e-9 is less than one, but one in float32; 10**400 is infinite.
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(float(value), jax.dtypes.canonicalize_dtype(float))
+    except OverflowError:
+        return np.asarray(math.inf)
 
 
 def _is_real(value: Any) -> bool:
     dtype = getattr(value, "dtype", jnp.dtype(float))
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def _is_floating(leaf: Any) -> bool:
+    if not hasattr(leaf, "dtype"):
+        return isinstance(leaf, float | complex)
+    try:
+        return jnp.issubdtype(leaf.dtype, jnp.inexact)
+    except TypeError:  # another library's dtype
+        return False
+
+
+def _dtype_and_shape(leaf: Any) -> str:
+    return f"{getattr(leaf, 'dtype', type(leaf).__name__)}{jnp.shape(leaf)}"

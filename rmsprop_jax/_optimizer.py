@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from rmsprop_jax import _accumulator, _checks
 from rmsprop_jax._moments import Scalar
-from rmsprop_jax._transform import scale_by_rms, scale_by_stddev, trace, transformation
+from rmsprop_jax._transform import rms, stddev, trace, transformation
 
 
 def rmsprop(
@@ -104,34 +104,29 @@ def rmsprop(
       Loshchilov and Hutter, `Decoupled Weight Decay Regularization
       <https://arxiv.org/abs/1711.05101>`_, 2019.
     """
-    _checks.check_learning_rate("learning_rate", learning_rate)
+    averages = (decay, eps, initial_scale, eps_in_sqrt, bias_correction, accumulator_dtype)
+    learning_rate = _checks.checked_learning_rate("learning_rate", learning_rate)
+    _checks.check_options(*averages)
     _checks.check_flag("centered", centered)
     _checks.check_momentum(momentum, nesterov)
     _checks.check_number("weight_decay", weight_decay)
 
-    scale_by = scale_by_stddev if centered else scale_by_rms
-    scaled = scale_by(
-        decay, eps, initial_scale, eps_in_sqrt, bias_correction, accumulator_dtype=accumulator_dtype
-    )
-    buffered = optax.identity()
+    scaled = stddev(*averages) if centered else rms(*averages)
+    buffered = decayed = optax.identity()
     if momentum is not None:
-        buffered = trace(momentum, nesterov, accumulator_dtype=accumulator_dtype)
-    decayed = optax.identity()
+        buffered = trace(momentum, nesterov, accumulator_dtype)
     if decays_weights := not _checks.is_zero(weight_decay):
         decayed = _decay_weights(learning_rate, weight_decay)
-
     # Weights decay last, outside the momentum buffer: that is what decoupled means.
     chain = optax.chain(scaled, optax.scale_by_learning_rate(learning_rate), buffered, decayed)
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: Any
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if decays_weights:
-            _checks.check_params_given(f"weight_decay={weight_decay}", params)
+            _checks.check_params_given("weight_decay", weight_decay, params)
             params = jax.tree.map(_accumulator.widen, params)
         return chain.update(updates, state, params)
 
-    return transformation(chain.init, update)
+    return transformation(optax.GradientTransformation(chain.init, update))
 
 
 def _decay_weights(

@@ -1,11 +1,10 @@
 """The parts of RMSprop as ``init``/``update`` pairs over pytrees.
 
-Each ``update`` below is the algorithm and nothing else: it sees floating-point
-arrays of at least float32 and a state that fits them. `transformation`, at the end,
-sees to that.
+First the parts bare: the algorithm and nothing else, on floating-point arrays of at
+least float32 and a state that fits them. `transformation` sees to that, and makes of
+bare parts, or of a chain of them, what users are given.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +44,154 @@ class ScaleByStddevState(NamedTuple):
     var: optax.Updates
 
 
+def rms(
+    decay: Scalar,
+    eps: Scalar,
+    initial_scale: Scalar,
+    eps_in_sqrt: bool,
+    bias_correction: bool,
+    accumulator_dtype: DTypeLike | None,
+) -> optax.GradientTransformation:
+    """`scale_by_rms`, bare."""
+
+    def init(params: Any) -> Any:
+        def start(p: Any) -> jax.Array:
+            return _accumulator.full_like(p, initial_scale, accumulator_dtype, real=True)
+
+        count = jnp.zeros([], jnp.int32) if bias_correction else None
+        return ScaleByRmsState(count, nu=jax.tree.map(start, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        count, correction = state.count, 1.0
+        if count is not None:
+            count = jnp.asarray(optax.safe_increment(count))
+            correction = _moments.bias_correction(decay, count)
+
+        def average(g: jax.Array, v: jax.Array) -> jax.Array:
+            return _moments.decaying_average(_moments.squared_magnitude(g), v, decay)
+
+        def scale(g: jax.Array, v: jax.Array) -> jax.Array:
+            return _moments.normalize(g, v / correction, eps, eps_in_sqrt)
+
+        nu = jax.tree.map(average, updates, state.nu)
+        updates = jax.tree.map(scale, updates, nu)
+        return updates, ScaleByRmsState(count, jax.tree.map(_accumulator.store, nu, state.nu))
+
+    return optax.GradientTransformation(init, update)
+
+
+def stddev(
+    decay: Scalar,
+    eps: Scalar,
+    initial_scale: Scalar,
+    eps_in_sqrt: bool,
+    bias_correction: bool,
+    accumulator_dtype: DTypeLike | None,
+) -> optax.GradientTransformation:
+    """`scale_by_stddev`, bare."""
+
+    def init(params: Any) -> Any:
+        # The corrected averages hold gradients only; `update` adds the start to them.
+        start = 0.0 if bias_correction else initial_scale
+
+        def zero_mean(p: Any) -> jax.Array:
+            return _accumulator.full_like(p, 0.0, accumulator_dtype)
+
+        def start_variance(p: Any) -> jax.Array:
+            return _accumulator.full_like(p, start, accumulator_dtype, real=True)
+
+        return ScaleByStddevState(
+            count=jnp.zeros([], jnp.int32) if bias_correction else None,
+            mu=jax.tree.map(zero_mean, params),
+            var=jax.tree.map(start_variance, params),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        count, weight, start = state.count, 1 - decay, 0.0
+        if count is not None:
+            count = jnp.asarray(optax.safe_increment(count))
+            weight = _moments.newest_weight(decay, count)
+            # To add a zero would cost a scalar's read in every leaf.
+            if not _checks.is_zero(initial_scale):
+                start = initial_scale * _moments.corrected_start(decay, count)
+
+        def average(g: jax.Array, m: jax.Array) -> jax.Array:
+            return _moments.decaying_mean(g, m, weight)
+
+        def spread(g: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
+            return _moments.decaying_variance(g, m, s, weight)
+
+        def scale(g: jax.Array, s: jax.Array) -> jax.Array:
+            return _moments.normalize(g, s + start, eps, eps_in_sqrt)
+
+        mu = jax.tree.map(average, updates, state.mu)
+        var = jax.tree.map(spread, updates, mu, state.var)
+        updates = jax.tree.map(scale, updates, var)
+        mu, var = jax.tree.map(_accumulator.store, (mu, var), (state.mu, state.var))
+        return updates, ScaleByStddevState(count, mu, var)
+
+    return optax.GradientTransformation(init, update)
+
+
+def trace(
+    decay: Scalar, nesterov: bool, accumulator_dtype: DTypeLike | None
+) -> optax.GradientTransformation:
+    """``optax.trace``, bare, kept in at least float32: ``b' = decay b + g``.
+
+    Updates are ``b'``, or ``decay b' + g`` with Nesterov.
+    """
+
+    def init(params: Any) -> Any:
+        def zero(p: Any) -> jax.Array:
+            return _accumulator.full_like(p, 0.0, accumulator_dtype)
+
+        return optax.TraceState(jax.tree.map(zero, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+
+        def accumulate(g: jax.Array, b: jax.Array) -> jax.Array:
+            return _moments.decaying_sum(g, b, decay)
+
+        buffer = jax.tree.map(accumulate, updates, state.trace)
+        updates = jax.tree.map(accumulate, updates, buffer) if nesterov else buffer
+        return updates, optax.TraceState(jax.tree.map(_accumulator.store, buffer, state.trace))
+
+    return optax.GradientTransformation(init, update)
+
+
+def transformation(bare: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Makes a public transformation of a bare one.
+
+    What comes in is checked, handed on in at least float32, and each update is
+    rounded once, to its gradient's dtype.
+    """
+
+    def checked_init(params: optax.Params) -> optax.OptState:
+        _checks.check_leaves("params", params)
+        return bare.init(params)
+
+    def checked_update(
+        updates: optax.Updates, state: optax.OptState, params: Any = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args  # for other transformations in the chain
+        _checks.check_leaves("updates", updates)
+        if params is None:
+            expected, like = jax.eval_shape(bare.init, updates), "init(updates)"
+        else:
+            _checks.check_shapes("updates", updates, params, like="params")
+            expected, like = jax.eval_shape(bare.init, params), "init(params)"
+        _checks.check_shapes_and_dtypes("state", state, expected, like=like)
+
+        gradients = jax.tree.map(jnp.asarray, updates)
+        updates, state = bare.update(jax.tree.map(_accumulator.widen, gradients), state, params)
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, gradients), state
+
+    return optax.GradientTransformationExtraArgs(checked_init, checked_update)
+
+
 def scale_by_rms(
     decay: Scalar = 0.9,
     eps: Scalar = 1e-8,
@@ -63,8 +210,12 @@ def scale_by_rms(
         \quad\text{or}\quad \frac{g_t}{\sqrt{v_t} + \epsilon}
 
     where the denominator is zero, so is :math:`u_t`. Bias correction divides
-    :math:`v_t` by :math:`1 - d^t` before the root. From ``v_0 = 0`` on,
+    :math:`v_t` by :math:`1 - d^t` before the root. Without it,
     :math:`|u_t| \le 1 / \sqrt{1 - d}`.
+
+    That holds where the square of a gradient is a float32, from 1e-19 to 1e19. Below,
+    the square is zero. Above, it saturates: the update is finite, but may be large,
+    and the average forgets it in time.
 
     Args:
       decay: d, in [0, 1). The average looks back over about ``1 / (1 - d)`` steps.
@@ -91,7 +242,7 @@ def scale_by_rms(
 
     Example:
       At the first step v is a tenth of the square: the update is the sign times
-      ``sqrt(10)``, whatever the gradient's size.
+      ``sqrt(10)``, whether the gradient is small or large.
 
       >>> import jax.numpy as jnp
       >>> import rmsprop_jax
@@ -106,35 +257,9 @@ def scale_by_rms(
       6e <https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf>`_,
       2012.
     """
-    _check_arguments(decay, eps, initial_scale, eps_in_sqrt, bias_correction, accumulator_dtype)
-
-    def init(params: optax.Params) -> ScaleByRmsState:
-        def start(p: Any) -> jax.Array:
-            return _accumulator.full_like(p, initial_scale, accumulator_dtype, real=True)
-
-        count = jnp.zeros([], jnp.int32) if bias_correction else None
-        return ScaleByRmsState(count, nu=jax.tree.map(start, params))
-
-    def update(
-        updates: optax.Updates, state: ScaleByRmsState, params: Any
-    ) -> tuple[optax.Updates, ScaleByRmsState]:
-        del params
-        count, correction = state.count, 1.0
-        if count is not None:
-            count = jnp.asarray(optax.safe_increment(count))
-            correction = _moments.bias_correction(decay, count)
-
-        def average(g: jax.Array, v: jax.Array) -> jax.Array:
-            return _moments.decaying_average(_moments.squared_magnitude(g), v, decay)
-
-        def scale(g: jax.Array, v: jax.Array) -> jax.Array:
-            return _moments.normalize(g, v / correction, eps, eps_in_sqrt)
-
-        nu = jax.tree.map(average, updates, state.nu)
-        updates = jax.tree.map(scale, updates, nu)
-        return updates, ScaleByRmsState(count, jax.tree.map(_accumulator.store, nu, state.nu))
-
-    return transformation(init, update)
+    options = (decay, eps, initial_scale, eps_in_sqrt, bias_correction, accumulator_dtype)
+    _checks.check_options(*options)
+    return transformation(rms(*options))
 
 
 def scale_by_stddev(
@@ -202,143 +327,6 @@ def scale_by_stddev(
       Graves, `Generating Sequences With Recurrent Neural Networks
       <https://arxiv.org/abs/1308.0850>`_, 2013.
     """
-    _check_arguments(decay, eps, initial_scale, eps_in_sqrt, bias_correction, accumulator_dtype)
-
-    def init(params: optax.Params) -> ScaleByStddevState:
-        # The corrected averages hold gradients only; `update` adds the start to them.
-        start = 0.0 if bias_correction else initial_scale
-
-        def zero_mean(p: Any) -> jax.Array:
-            return _accumulator.full_like(p, 0.0, accumulator_dtype)
-
-        def start_variance(p: Any) -> jax.Array:
-            return _accumulator.full_like(p, start, accumulator_dtype, real=True)
-
-        return ScaleByStddevState(
-            count=jnp.zeros([], jnp.int32) if bias_correction else None,
-            mu=jax.tree.map(zero_mean, params),
-            var=jax.tree.map(start_variance, params),
-        )
-
-    def update(
-        updates: optax.Updates, state: ScaleByStddevState, params: Any
-    ) -> tuple[optax.Updates, ScaleByStddevState]:
-        del params
-        count, weight, start = state.count, 1 - decay, 0.0
-        if count is not None:
-            count = jnp.asarray(optax.safe_increment(count))
-            weight = _moments.newest_weight(decay, count)
-            if not _checks.is_zero(initial_scale):
-                start = initial_scale * _moments.corrected_start(decay, count)
-
-        def average(g: jax.Array, m: jax.Array) -> jax.Array:
-            return _moments.decaying_mean(g, m, weight)
-
-        def spread(g: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
-            return _moments.decaying_variance(g, m, s, weight)
-
-        def scale(g: jax.Array, s: jax.Array) -> jax.Array:
-            return _moments.normalize(g, s + start, eps, eps_in_sqrt)
-
-        mu = jax.tree.map(average, updates, state.mu)
-        var = jax.tree.map(spread, updates, mu, state.var)
-        updates = jax.tree.map(scale, updates, var)
-        mu, var = jax.tree.map(_accumulator.store, (mu, var), (state.mu, state.var))
-        return updates, ScaleByStddevState(count, mu, var)
-
-    return transformation(init, update)
-
-
-def trace(
-    decay: Scalar, nesterov: bool = False, *, accumulator_dtype: DTypeLike | None = None
-) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum: ``optax.trace``, kept in at least float32.
-
-    .. math::
-
-        b_t = \mu\, b_{t-1} + g_t, \qquad
-        u_t = b_t \quad\text{or, with Nesterov,}\quad \mu\, b_t + g_t
-
-    Args:
-      decay: :math:`\mu`, in [0, 1).
-      nesterov: Whether to look one step ahead.
-      accumulator_dtype: The real dtype of b, float32 or float64; ``None`` means the
-        parameter's, at least float32.
-
-    Returns:
-      A transformation whose state is an ``optax.TraceState``.
-
-    Raises:
-      TypeError, ValueError, AssertionError: As `scale_by_rms`.
-    """
-    _checks.check_number("decay", decay, below=1)
-    _checks.check_flag("nesterov", nesterov)
-    _checks.check_accumulator_dtype(accumulator_dtype)
-
-    def init(params: optax.Params) -> optax.TraceState:
-        def zero(p: Any) -> jax.Array:
-            return _accumulator.full_like(p, 0.0, accumulator_dtype)
-
-        return optax.TraceState(jax.tree.map(zero, params))
-
-    def update(
-        updates: optax.Updates, state: optax.TraceState, params: Any
-    ) -> tuple[optax.Updates, optax.TraceState]:
-        del params
-
-        def accumulate(g: jax.Array, b: jax.Array) -> jax.Array:
-            return _moments.decaying_sum(g, b, decay)
-
-        buffer = jax.tree.map(accumulate, updates, state.trace)
-        updates = jax.tree.map(accumulate, updates, buffer) if nesterov else buffer
-        return updates, optax.TraceState(jax.tree.map(_accumulator.store, buffer, state.trace))
-
-    return transformation(init, update)
-
-
-def transformation(
-    init: Callable[[Any], Any], update: Callable[[Any, Any, Any], tuple[Any, Any]]
-) -> optax.GradientTransformationExtraArgs:
-    """Makes a public transformation of a bare ``init`` and ``update``.
-
-    What comes in is checked, handed on in at least float32, and each update is
-    rounded once, to its gradient's dtype.
-    """
-
-    def checked_init(params: optax.Params) -> optax.OptState:
-        _checks.check_leaves("params", params)
-        return init(params)
-
-    def checked_update(
-        updates: optax.Updates, state: optax.OptState, params: Any = None, **extra_args: Any
-    ) -> tuple[optax.Updates, optax.OptState]:
-        del extra_args  # for other transformations in the chain
-        _checks.check_leaves("updates", updates)
-        if params is None:
-            expected, like = jax.eval_shape(init, updates), "init(updates)"
-        else:
-            _checks.check_shapes("updates", updates, params, like="params")
-            expected, like = jax.eval_shape(init, params), "init(params)"
-        _checks.check_shapes_and_dtypes("state", state, expected, like=like)
-
-        gradients = jax.tree.map(jnp.asarray, updates)
-        updates, state = update(jax.tree.map(_accumulator.widen, gradients), state, params)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, gradients), state
-
-    return optax.GradientTransformationExtraArgs(checked_init, checked_update)
-
-
-def _check_arguments(
-    decay: Any,
-    eps: Any,
-    initial_scale: Any,
-    eps_in_sqrt: Any,
-    bias_correction: Any,
-    accumulator_dtype: Any,
-) -> None:
-    _checks.check_number("decay", decay, below=1)
-    _checks.check_number("eps", eps)
-    _checks.check_number("initial_scale", initial_scale)
-    _checks.check_flag("eps_in_sqrt", eps_in_sqrt)
-    _checks.check_flag("bias_correction", bias_correction)
-    _checks.check_accumulator_dtype(accumulator_dtype)
+    options = (decay, eps, initial_scale, eps_in_sqrt, bias_correction, accumulator_dtype)
+    _checks.check_options(*options)
+    return transformation(stddev(*options))

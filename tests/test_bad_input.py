@@ -1,5 +1,6 @@
 """Bad input, in two tables: what is refused when built, and what is refused when traced."""
 
+import types
 from fractions import Fraction
 
 import jax
@@ -10,7 +11,6 @@ import pytest
 
 import rmsprop_jax
 from rmsprop_jax import rmsprop, scale_by_rms, scale_by_stddev
-from rmsprop_jax._transform import trace
 
 NAN, INF = float("nan"), float("inf")
 NOT_IN_UNIT_INTERVAL = [1, 1 - 1e-9, 1.0, 1.5, -0.1, NAN, INF, jnp.float32(1), jnp.bfloat16(0.999)]
@@ -37,10 +37,6 @@ REFUSED_WHEN_BUILT = [
     *((rmsprop, "momentum", bad, TypeError, "< 1") for bad in NOT_A_NUMBER if bad is not None),
     (rmsprop, "nesterov", True, ValueError, "momentum"),
     (rmsprop, "learning_rate", jnp.ones(3), ValueError, "one number"),
-    (trace, "decay", 1.0, ValueError, "< 1"),
-    (trace, "decay", None, TypeError, "< 1"),
-    (trace, "nesterov", "yes", TypeError, "True or False"),
-    (trace, "accumulator_dtype", "int8", ValueError, "float32"),
     (rmsprop, "centered", 1, TypeError, "True or False"),
     (rmsprop, "nesterov", None, TypeError, "True or False"),
     *(
@@ -54,11 +50,14 @@ REFUSED_WHEN_BUILT = [
             *((function, "initial_scale", bad, ValueError, ">= 0") for bad in NOT_A_SIZE),
             *((function, "initial_scale", bad, TypeError, ">= 0") for bad in NOT_A_NUMBER),
             (function, "eps", jnp.ones(3), ValueError, "one number"),
+            (function, "eps", 10**400, ValueError, "finite"),
+            (function, "decay", optax.constant_schedule(0.9), TypeError, "inject_hyperparams"),
             (function, "eps_in_sqrt", "no", TypeError, "True or False"),
             (function, "bias_correction", 0, TypeError, "True or False"),
             (function, "accumulator_dtype", "int8", ValueError, "float32"),
             (function, "accumulator_dtype", jnp.float16, ValueError, "float32"),
             (function, "accumulator_dtype", "no dtype", ValueError, "float32"),
+            (function, "accumulator_dtype", [("a", "f4", "x")], ValueError, "float32"),
             (function, "accumulator_dtype", jnp.float64, ValueError, "jax_enable_x64"),
         ]
     ),
@@ -73,7 +72,7 @@ def name_of(value):
     ("function", "argument", "bad", "error", "allowed"), REFUSED_WHEN_BUILT, ids=name_of
 )
 def test_refused_when_built(function, argument, bad, error, allowed):
-    required = {rmsprop: {"learning_rate": 0.1}, trace: {"decay": 0.9}}.get(function, {})
+    required = {"learning_rate": 0.1} if function is rmsprop else {}
     with pytest.raises(error) as refused:
         function(**required | {argument: bad})
     message = str(refused.value)
@@ -161,8 +160,33 @@ REFUSED_WHEN_TRACED = {
         AssertionError, ["state[0].nu['w']", "(3, 2)", "(2, 3)"],
     ),
     "momentum of another shape": (
-        lambda: trace(0.9).update(tree(), trace(0.9).init(tree() | {"w": jnp.ones((3, 2))})),
-        AssertionError, ["state.trace['w']", "(3, 2)", "(2, 3)"],
+        lambda: rmsprop(0.1, momentum=0.9).update(
+            tree(),
+            (state_of()[0], *state_of(tree() | {"w": jnp.ones((3, 2))}, momentum=0.9)[1:]),
+        ),
+        AssertionError, ["state[2].trace['w']", "(3, 2)", "(2, 3)"],
+    ),
+    "state with a plain number": (
+        lambda: scale_by_rms().update(jnp.ones(()), scale_by_rms().init(1.0)._replace(nu=0.5)),
+        AssertionError, ["state.nu", "float()", "float32()"],
+    ),
+    "a leaf of another library": (
+        lambda: rmsprop(0.1).init({"w": types.SimpleNamespace(dtype="its own", shape=())}),
+        TypeError, ["params['w']", "its own"],
+    ),
+    "state and params swapped": (
+        lambda: rmsprop(0.1).update(tree(), tree(), state_of()),
+        AssertionError, ["updates", "params"],
+    ),
+    "schedule that returns an array": (
+        lambda: rmsprop(lambda _: jnp.ones(3)).update(
+            tree(), state_of(learning_rate=lambda _: 0.1)
+        ),
+        ValueError, ["learning_rate(", "one number", "(3,)"],
+    ),
+    "schedule that returns None": (
+        lambda: rmsprop(lambda _: None).update(tree(), state_of(learning_rate=lambda _: 0.1)),
+        TypeError, ["learning_rate(", "a number", "None"],
     ),
     "uncentred state": (
         lambda: rmsprop(0.1, centered=True).update(tree(), state_of()),
@@ -217,6 +241,42 @@ def test_refused_when_traced(case, jit):
         jax.eval_shape(call) if jit else call()
     for name in named:
         assert name in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"momentum": 0.9},
+        {"centered": True},
+        {"bias_correction": True},
+        {"learning_rate": optax.constant_schedule(0.1)},
+    ],
+    ids=["momentum", "centered", "bias_correction", "schedule"],
+)
+@pytest.mark.parametrize("params", [None, tree()], ids=["without params", "with params"])
+def test_state_of_another_configuration(params, bad):
+    """Both ways, and whether the state is held against gradients or parameters."""
+    for ours, other in (({}, bad), (bad, {})):
+        optimizer = rmsprop(**{"learning_rate": 0.1} | ours)
+        with pytest.raises(AssertionError, match="state must be built as init"):
+            optimizer.update(tree(), state_of(**other), params)
+
+
+@pytest.mark.parametrize("params", [None, tree()], ids=["without params", "with params"])
+def test_state_of_another_model(params):
+    state = state_of(tree() | {"w": jnp.ones((3, 2))})
+    with pytest.raises(AssertionError, match=r"state\[0\]\.nu\['w'\]"):
+        rmsprop(0.1).update(tree(), state, params)
+
+
+def test_traced_weight_decay_without_params():
+    """Under inject_hyperparams even a weight decay of zero is traced; the message says how not."""
+    optimizer = optax.inject_hyperparams(rmsprop)(learning_rate=0.1)
+    state = optimizer.init(tree())
+    with pytest.raises(ValueError, match=r"weight_decay.*params.*static_args='weight_decay'"):
+        jax.jit(optimizer.update)(tree(), state)
+    static = optax.inject_hyperparams(rmsprop, static_args="weight_decay")(learning_rate=0.1)
+    jax.jit(static.update)(tree(), static.init(tree()))
 
 
 def test_state_of_another_accumulator_dtype_is_refused(x64):

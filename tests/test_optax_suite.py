@@ -126,17 +126,21 @@ def load(file_name, tables):
     return module
 
 
-for _file_name, _tables in TABLES.items():
-    for _name, _case in vars(load(_file_name, _tables)).items():
-        if (
-            isinstance(_case, type)
-            and issubclass(_case, parameterized.TestCase)
-            and _name in CHOSEN
-        ):
-            for _method in [m for m in dir(_case) if m.startswith("test")]:
-                if not CHOSEN[_name](_method):
-                    setattr(_case, _method, None)
-            globals()[_name] = _case
+def optaxs_cases():
+    """The test classes of all files, reduced to the cases about RMSprop."""
+    cases = {}
+    for file_name, tables in TABLES.items():
+        for name, case in vars(load(file_name, tables)).items():
+            if isinstance(case, type) and issubclass(case, parameterized.TestCase):
+                if name in CHOSEN:
+                    cases[name] = case
+                for method in [m for m in dir(case) if m.startswith("test")]:
+                    if name in CHOSEN and not CHOSEN[name](method):
+                        setattr(case, method, None)
+    return cases
+
+
+globals().update(optaxs_cases())
 
 
 @pytest.mark.parametrize(
