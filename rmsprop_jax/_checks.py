@@ -1,7 +1,8 @@
 """What bad input gets: an error that names the argument or the leaf, what came and what is allowed.
 
 Everything is checked while a transformation is built or traced, so a compiled step
-holds none of it. Values that are traced have no value yet and pass.
+holds none of it. Values that are traced have no value yet and pass. `_transform` and
+`_optimizer` ask for the checks, so this file stands before them.
 """
 
 import math

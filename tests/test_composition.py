@@ -421,7 +421,7 @@ def test_flax_nnx():
         return ((model(x) - 1) ** 2).mean()
 
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(model, nnx.Param)
+    graph, params = nnx.split(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)
     state = transformation.init(params)
     optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
 
