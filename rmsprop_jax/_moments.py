@@ -34,7 +34,7 @@ def decaying_mean(g: jax.Array, mean: jax.Array, weight: Scalar) -> jax.Array:
     ``weight`` is that of ``g``, 1 - decay. Here only the last sum rounds at the size
     of the mean, and its error has either sign. In the form above ``decay * mean``
     rounds the same way for hundreds of steps, and that adds up: at decay 0.999 to a
-    third of the spread, where that is 1e-4 of the mean.
+    tenth of the spread, where that is 1e-4 of the mean.
     """
     return mean + weight * (g - mean)
 
