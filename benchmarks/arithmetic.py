@@ -141,8 +141,8 @@ ROWS: dict[str, Callable[[], Cells]] = {
     "float16, g = 300": lambda: row(constant(300.0), "float16"),
     "bfloat16, decay 0.999: the average": average_in_bfloat16,
     "one gradient of 1e25, then ones": huge,
-    "0 / 0": zero_over_zero,
-    "derivative at a zero gradient": meta_gradient,
+    "0 / 0, no eps": zero_over_zero,
+    "derivative at g = 0, eps outside": meta_gradient,
 }
 
 
