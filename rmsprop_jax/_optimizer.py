@@ -68,7 +68,8 @@ def rmsprop(
       A transformation. Updates have the shape and dtype of the gradients, for
       ``optax.apply_updates``. The state is that of an ``optax.chain`` of
       `scale_by_rms` or `scale_by_stddev`, the learning rate, momentum
-      and weight decay; ``optax.tree_utils.tree_get(state, "nu")`` finds v.
+      and weight decay; ``optax.tree_utils.tree_get(state, "nu")`` finds v, and
+      ``"var"`` the variance.
 
     Raises:
       TypeError: At once, if an argument is of the wrong kind; later, if a leaf is not
