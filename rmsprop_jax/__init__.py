@@ -1,5 +1,6 @@
 """RMSprop for JAX, as Optax gradient transformations."""
 
+from rmsprop_jax import dialects
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax._transform import (
     ScaleByRmsState,
@@ -11,6 +12,7 @@ from rmsprop_jax._transform import (
 __all__ = [
     "ScaleByRmsState",
     "ScaleByStddevState",
+    "dialects",
     "rmsprop",
     "scale_by_rms",
     "scale_by_stddev",

@@ -1,14 +1,11 @@
 """RMSprop, composed from its parts and Optax's."""
 
-from typing import Any
-
-import jax
 import optax
 from jax.typing import DTypeLike
 
-from rmsprop_jax import _accumulator, _checks
+from rmsprop_jax import _checks
 from rmsprop_jax._moments import Scalar
-from rmsprop_jax._transform import rms, stddev, trace, transformation
+from rmsprop_jax._transform import decayed_weights, rms, stddev, trace, transformation
 
 
 def rmsprop(
@@ -112,27 +109,14 @@ def rmsprop(
     _checks.check_momentum(momentum, nesterov)
     _checks.check_number("weight_decay", weight_decay)
 
-    scaled = stddev(*averages) if centered else rms(*averages)
-    buffered = decayed = optax.identity()
-    if momentum is not None:
-        buffered = trace(momentum, nesterov, accumulator_dtype)
-    if decays_weights := not _checks.is_zero(weight_decay):
-        decayed = _decay_weights(learning_rate, weight_decay)
-    # Weights decay last, outside the momentum buffer: that is what decoupled means.
-    chain = optax.chain(scaled, optax.scale_by_learning_rate(learning_rate), buffered, decayed)
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if decays_weights:
-            _checks.check_params_given("weight_decay", weight_decay, params)
-            params = jax.tree.map(_accumulator.widen, params)
-        return chain.update(updates, state, params)
-
-    return transformation(optax.GradientTransformation(chain.init, update))
-
-
-def _decay_weights(
-    learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar
-) -> optax.GradientTransformation:
-    if callable(learning_rate):
-        return optax.add_decayed_weights(lambda count: -weight_decay * learning_rate(count))
-    return optax.add_decayed_weights(-weight_decay * learning_rate)
+    return transformation(
+        optax.chain(
+            stddev(*averages) if centered else rms(*averages),
+            optax.scale_by_learning_rate(learning_rate),
+            trace(momentum, nesterov, accumulator_dtype)
+            if momentum is not None
+            else optax.identity(),
+            # Last, outside the momentum buffer: that is what decoupled means.
+            decayed_weights(weight_decay, learning_rate),
+        )
+    )

@@ -162,6 +162,30 @@ def trace(
     return optax.GradientTransformation(init, update)
 
 
+def decayed_weights(
+    weight_decay: Scalar, learning_rate: optax.ScalarOrSchedule | None = None
+) -> optax.GradientTransformation:
+    """``optax.add_decayed_weights``, bare: ``g + weight_decay * w``.
+
+    Given the learning rate, ``g - learning_rate * weight_decay * w``: decoupled, for
+    the end of a chain.
+    """
+    if _checks.is_zero(weight_decay):
+        return optax.identity()
+    if learning_rate is None:
+        decay = optax.add_decayed_weights(weight_decay)
+    elif callable(learning_rate):
+        decay = optax.add_decayed_weights(lambda count: -weight_decay * learning_rate(count))
+    else:
+        decay = optax.add_decayed_weights(-weight_decay * learning_rate)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        _checks.check_params_given("weight_decay", weight_decay, params)
+        return decay.update(updates, state, jax.tree.map(_accumulator.widen, params))
+
+    return optax.GradientTransformation(decay.init, update)
+
+
 def transformation(bare: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Makes a public transformation of a bare one.
 
