@@ -389,7 +389,7 @@ def _clip_by_norm(limit: Scalar) -> optax.GradientTransformation:
     def clip(g: jax.Array) -> jax.Array:
         return g * (limit / jnp.maximum(jnp.linalg.norm(g), limit))
 
-    return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
 
 
 _CLIPPERS = {

@@ -1,0 +1,11 @@
+"""Imports the frameworks once, with the warnings that their own imports give."""
+
+import os
+import warnings
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import keras  # noqa: F401
+    import tensorflow  # noqa: F401
+    import torch  # noqa: F401

@@ -1,0 +1,70 @@
+"""The path that each framework's own RMSprop takes through a problem of tests/paths.py.
+
+``options`` are the framework's own arguments. With ``schedule`` the learning rate
+falls as `paths.decaying`. Without centring a framework runs in float32. With it, in
+float64: in float32 its variance is a difference of two numbers that may be alike.
+"""
+
+import keras
+import numpy as np
+import tensorflow.compat.v1 as tf
+import torch
+from paths import RATE_DECAY
+
+
+def dtype_of(options):
+    return "float64" if options.get("centered") else "float32"
+
+
+def torch_path(options, gradients, params, schedule=False):
+    dtype = getattr(torch, dtype_of(options))
+    weights = {k: torch.tensor(w).to(dtype).requires_grad_() for k, w in params.items()}
+    optimizer = torch.optim.RMSprop(weights.values(), **options)
+    decay = RATE_DECAY if schedule else 1.0
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
+    taken = {k: [] for k in params}
+    for t in range(len(gradients["w"])):
+        for k, w in weights.items():
+            w.grad = torch.tensor(gradients[k][t]).to(dtype)
+        optimizer.step()
+        scheduler.step()
+        for k, w in weights.items():
+            taken[k].append(w.detach().numpy().copy())
+    return {k: np.stack(v) for k, v in taken.items()}
+
+
+def keras_path(options, gradients, params, schedule=False):
+    dtype = dtype_of(options)
+    weights = {k: keras.Variable(w, dtype=dtype) for k, w in params.items()}
+    options = dict(options)
+    if schedule:
+        rate = options.pop("learning_rate")
+        options["learning_rate"] = keras.optimizers.schedules.ExponentialDecay(rate, 1, RATE_DECAY)
+    optimizer = keras.optimizers.RMSprop(**options)
+    taken = {k: [] for k in params}
+    for t in range(len(gradients["w"])):
+        g = [keras.ops.convert_to_tensor(gradients[k][t].astype(dtype)) for k in weights]
+        optimizer.apply(g, list(weights.values()))
+        for k, w in weights.items():
+            taken[k].append(keras.ops.convert_to_numpy(w).copy())
+    return {k: np.stack(v) for k, v in taken.items()}
+
+
+def tensorflow_v1_path(options, gradients, params, schedule=False):
+    dtype, options = dtype_of(options), dict(options)
+    with tf.Graph().as_default(), tf.Session() as session:
+        weights = {k: tf.Variable(w.astype(dtype), use_resource=True) for k, w in params.items()}
+        fed = {k: tf.placeholder(dtype, w.shape) for k, w in params.items()}
+        step = tf.train.create_global_step()
+        if schedule:
+            rate = options.pop("learning_rate")
+            options["learning_rate"] = tf.train.exponential_decay(rate, step, 1, RATE_DECAY)
+        optimizer = tf.train.RMSPropOptimizer(**options)
+        update = optimizer.apply_gradients([(fed[k], weights[k]) for k in weights], step)
+        session.run(tf.global_variables_initializer())
+        taken = {k: [] for k in params}
+        for t in range(len(gradients["w"])):
+            session.run(update, {fed[k]: gradients[k][t] for k in fed})
+            for k, w in session.run(weights).items():
+                taken[k].append(w)
+    return {k: np.stack(v) for k, v in taken.items()}
