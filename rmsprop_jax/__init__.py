@@ -1,6 +1,6 @@
 """RMSprop for JAX, as Optax gradient transformations."""
 
-from rmsprop_jax import dialects
+from rmsprop_jax import dialects, interop
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax._transform import (
     ScaleByRmsState,
@@ -13,6 +13,7 @@ __all__ = [
     "ScaleByRmsState",
     "ScaleByStddevState",
     "dialects",
+    "interop",
     "rmsprop",
     "scale_by_rms",
     "scale_by_stddev",

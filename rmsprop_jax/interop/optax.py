@@ -1,0 +1,114 @@
+"""States of ``optax.rmsprop``: go on with this package's `rmsprop`, and back.
+
+The parameters stay as they are: both are Optax transformations over the same tree.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+from rmsprop_jax import _checks
+from rmsprop_jax._optimizer import rmsprop
+from rmsprop_jax.interop import _state
+from rmsprop_jax.interop._state import Resumed
+
+
+def load(source: optax.OptState, params: optax.Params, **hyperparameters: Any) -> Resumed:
+    """A run of ``optax.rmsprop``, to go on with `rmsprop_jax.rmsprop`.
+
+    Args:
+      source: The state of ``optax.rmsprop``.
+      params: The parameters; `Resumed` has the same.
+      **hyperparameters: The arguments of ``optax.rmsprop``, as the run had them: its
+        state does not hold them.
+
+    Returns:
+      A `Resumed`.
+
+    Raises:
+      ValueError: If an array is not finite. The message names the parameter.
+      AssertionError: From chex, if ``source`` is not the state of that optimizer for
+        those parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from rmsprop_jax import interop
+      >>> params = {"w": jnp.ones(3)}
+      >>> theirs = optax.rmsprop(0.01, momentum=0.9)
+      >>> updates, state = theirs.update(params, theirs.init(params), params)
+      >>> resumed = interop.optax.load(state, params, learning_rate=0.01, momentum=0.9)
+      >>> updates, state = resumed.optimizer.update(params, resumed.state, params)
+    """
+    optimizer = rmsprop(**hyperparameters)
+    _check_state("source", source, optax.rmsprop(**hyperparameters), params)
+    fields = _state.read(source)
+    step = _count(fields)
+    start, data = _start_and_data(step, **hyperparameters)
+    for path, mean in fields["mu"].items():
+        corrected = mean / data
+        square = (fields["nu"][path] - start) / data
+        fields["mu"][path], fields["var"][path] = corrected, _state.variance(square, corrected)
+    state = _state.fill(jax.eval_shape(optimizer.init, params), fields, step)
+    return Resumed(params, optimizer, state, step, (hyperparameters,))
+
+
+def save(
+    target: optax.OptState, params: optax.Params, state: optax.OptState, **hyperparameters: Any
+) -> optax.OptState:
+    """The state of ``optax.rmsprop`` that goes on where ``state`` stands.
+
+    Args:
+      target: A state of ``optax.rmsprop``, as from its ``init``.
+      params: The parameters.
+      state: The state of `rmsprop_jax.rmsprop`.
+      **hyperparameters: The arguments of both optimizers.
+
+    Returns:
+      A new state, like ``target``.
+
+    Raises:
+      ValueError, AssertionError: As `load`.
+    """
+    _check_state("target", target, optax.rmsprop(**hyperparameters), params)
+    _check_state("state", state, rmsprop(**hyperparameters), params)
+    fields = _state.read(state)
+    step = _count(fields)
+    start, data = _start_and_data(step, **hyperparameters)
+    for path, mean in fields["mu"].items():
+        square = _state.mean_square(fields["var"][path], mean)
+        fields["mu"][path], fields["nu"][path] = mean * data, square * data + start
+    return _state.fill(target, fields, step)
+
+
+def _check_state(
+    name: str, state: Any, optimizer: optax.GradientTransformation, params: Any
+) -> None:
+    expected = jax.eval_shape(optimizer.init, params)
+    like = "init(params) of the same hyperparameters"
+    _checks.check_shapes_and_dtypes(name, state, expected, like=like)
+
+
+def _count(fields: dict[str, dict[str, Any]]) -> int | None:
+    counts = list(fields["count"].values())
+    return int(counts[0]) if counts else None
+
+
+def _start_and_data(
+    step: int | None,
+    decay: float = 0.9,
+    initial_scale: float = 0.0,
+    bias_correction: bool = False,
+    **others: Any,
+) -> tuple[float, float]:
+    """How much of Optax's averages is their start, and what divides the rest in ours.
+
+    With bias correction ours keeps both averages corrected, and without the start.
+    """
+    del others
+    if not bias_correction:
+        return 0.0, 1.0
+    rest = float(decay) ** (step or 0)
+    # Before the first step there is no data to divide.
+    return initial_scale * rest, 1 - rest if step else 1.0

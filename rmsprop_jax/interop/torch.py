@@ -1,0 +1,335 @@
+"""Checkpoints of ``torch.optim.RMSprop``: read, go on in JAX, and write back.
+
+A checkpoint is what `PyTorch's tutorial
+<https://docs.pytorch.org/tutorials/recipes/recipes/saving_and_loading_a_general_checkpoint.html>`_
+saves: a dictionary with ``"model_state_dict"`` and ``"optimizer_state_dict"``, of
+tensors or NumPy arrays, or the path of a ``.pt`` file of it.
+"""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from rmsprop_jax import dialects
+from rmsprop_jax.interop import _state
+from rmsprop_jax.interop._state import Place, Resumed
+
+_MODEL, _OPTIMIZER = "model_state_dict", "optimizer_state_dict"
+_REQUIRED = ...
+_HYPERPARAMETERS = {
+    "lr": _REQUIRED,
+    "alpha": _REQUIRED,
+    "eps": _REQUIRED,
+    "weight_decay": _REQUIRED,
+    # Old checkpoints lack these; torch then takes the same.
+    "momentum": 0.0,
+    "centered": False,
+    "maximize": False,
+}
+
+
+def load(
+    source: Mapping[str, Any] | str | os.PathLike,
+    params: Any,
+    mapping: Mapping[str, Place] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    **hyperparameters: Any,
+) -> Resumed:
+    """A run of ``torch.optim.RMSprop``, to go on with `dialects.pytorch`.
+
+    Args:
+      source: The checkpoint, a dictionary with ``"model_state_dict"`` and
+        ``"optimizer_state_dict"``, or the path of a file that ``torch.save`` made of it.
+      params: A tree with the structure, shapes and dtypes that the parameters are to
+        have. Its values are not used.
+      mapping: For each parameter that the optimizer has, its place in ``params``; see
+        `mapping_of` for one made from the model. ``None``: ``conv.weight`` is at
+        ``conv/weight``, with torch's axes.
+      names: The names of the parameters in the order in which the optimizer got
+        them. Needed for several groups, and then only if the optimizer was not made
+        from ``model.named_parameters()``.
+      **hyperparameters: Arguments of `dialects.pytorch` in the place of those in the
+        checkpoint: ``lr=schedule``, for torch saves only the rate of the moment.
+
+    Returns:
+      A `Resumed`. With several groups of parameters, its optimizer is an
+      ``optax.partition``.
+
+    Raises:
+      ValueError: If the optimizer is not RMSprop, a slot is missing or one too many,
+        an array is not finite, or names do not match. The message names the parameter.
+      AssertionError: From chex, if an array has another shape than it should.
+
+    Example:
+      >>> import numpy as np
+      >>> from rmsprop_jax import interop
+      >>> group = {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "params": [0]}
+      >>> checkpoint = {
+      ...     "model_state_dict": {"linear.weight": np.ones((1, 3))},
+      ...     "optimizer_state_dict": {
+      ...         "state": {0: {"step": 7, "square_avg": np.full((1, 3), 0.25)}},
+      ...         "param_groups": [group],
+      ...     },
+      ... }
+      >>> resumed = interop.torch.load(
+      ...     checkpoint,
+      ...     params={"kernel": np.zeros((3, 1))},
+      ...     mapping={"linear.weight": interop.Place("kernel", axes=(1, 0))},
+      ... )
+      >>> resumed.step, resumed.params["kernel"].shape, resumed.hyperparameters[0]["alpha"]
+      (7, (3, 1), 0.99)
+    """
+    _state.check_names(hyperparameters, _HYPERPARAMETERS, "torch.optim.RMSprop")
+    checkpoint = _read(source)
+    groups = _groups(checkpoint, names, mapping, hyperparameters)
+    records, labels, steps = {}, {}, [0]
+    for label, group in enumerate(groups):
+        for index, name in group.names.items():
+            value, slots, step = _parameter(checkpoint, index, name, group)
+            records[name] = _state.checked_record(name, value, slots, group.slots)
+            labels[name] = str(label)
+            steps.append(step)
+    places = _state.matched(mapping, records, params, ".")
+    optimizer = _optimizer(groups, {place.path: labels[name] for name, place in places.items()})
+    step = max(steps)
+    params, state = _state.resume(params, places, records, optimizer, step)
+    return Resumed(params, optimizer, state, step, tuple(g.hyperparameters for g in groups))
+
+
+def save(
+    target: Mapping[str, Any] | str | os.PathLike,
+    params: Any,
+    state: Any,
+    mapping: Mapping[str, Place] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    step: int | None = None,
+) -> dict[str, Any]:
+    """The checkpoint ``target`` with these parameters and this state in the place of its own.
+
+    Args:
+      target: A checkpoint as `load` takes it, with the hyperparameters to go on with:
+        the one loaded, or one of a new model and optimizer, before any step. A file
+        is written anew.
+      params: The parameters.
+      state: The state of `dialects.pytorch`, or of the optimizer that `load` returned.
+      mapping: As in `load`.
+      names: As in `load`.
+      step: Steps taken; ``None`` is what the state has counted, which it does only
+        if the learning rate is a schedule. torch shows it and computes nothing with it.
+
+    Returns:
+      The new checkpoint, for ``load_state_dict``; ``target`` stays as it was. Arrays
+      are tensors where its are, of the same dtype and on the same device.
+
+    Raises:
+      ValueError, AssertionError: As `load`; also if the state is centred, or has
+        momentum, and the optimizer of ``target`` is or has not.
+    """
+    checkpoint = _read(target)
+    groups = _groups(checkpoint, names, mapping, {})
+    step = _state.step_count(state, step)
+    model, slots = copy.copy(checkpoint[_MODEL]), {}
+    shapes = {name: tuple(model[name].shape) for group in groups for name in group.names.values()}
+    places = _state.matched(mapping, shapes, params, ".")
+    records = _state.records(params, state, places, shapes)
+    for group in groups:
+        for index, name in group.names.items():
+            record, old = records[name], checkpoint[_MODEL][name]
+            _state.check_fits(name, record, group.slots)
+            slots[index] = {"step": _like(np.array(step, np.float32), old, keep_dtype=False)}
+            slots[index] |= {
+                slot: _like(getattr(record, field), old)
+                for field, slot in group.slots.items()
+                if slot is not None
+            }
+            model |= dict.fromkeys(_aliases(checkpoint[_MODEL], name), _like(record.value, old))
+    optimizer = {**checkpoint[_OPTIMIZER], "state": slots}
+    saved = {**checkpoint, _MODEL: model, _OPTIMIZER: optimizer}
+    if isinstance(target, str | os.PathLike):
+        _write(saved, target)
+    return saved
+
+
+def mapping_of(model: Any) -> dict[str, Place]:
+    """A mapping for a live ``torch.nn.Module``, to Flax's names and layout, to read and extend.
+
+    Weights of linear layers and convolutions become ``kernel``, transposed; those of
+    normalizations ``scale`` and those of embeddings ``embedding``. Every other array keeps
+    its name and axes. A linear layer behind a flattened image needs a `Place` of its own.
+
+    Example:
+      >>> import torch
+      >>> from rmsprop_jax import interop
+      >>> for item in interop.torch.mapping_of(torch.nn.Sequential(torch.nn.Linear(3, 2))).items():
+      ...     print(item)
+      ('0.weight', Place(path='0/kernel', axes=(1, 0), unflatten=None))
+      ('0.bias', Place(path='0/bias', axes=None, unflatten=None))
+    """
+    places = {}
+    for name, _ in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        layer = type(model.get_submodule(module)).__name__
+        leaf, axes = _FLAX.get(layer, {}).get(kind, (kind, None))
+        places[name] = Place("/".join([*filter(None, module.split(".")), leaf]), axes)
+    return places
+
+
+_FLAX = {
+    "Linear": {"weight": ("kernel", (1, 0))},
+    "Conv1d": {"weight": ("kernel", (2, 1, 0))},
+    "Conv2d": {"weight": ("kernel", (2, 3, 1, 0))},
+    "Conv3d": {"weight": ("kernel", (2, 3, 4, 1, 0))},
+    "Embedding": {"weight": ("embedding", None)},
+    "BatchNorm1d": {"weight": ("scale", None)},
+    "BatchNorm2d": {"weight": ("scale", None)},
+    "BatchNorm3d": {"weight": ("scale", None)},
+    "GroupNorm": {"weight": ("scale", None)},
+    "LayerNorm": {"weight": ("scale", None)},
+    "RMSNorm": {"weight": ("scale", None)},
+}
+
+
+class _Group(NamedTuple):
+    """A parameter group: its hyperparameters, and its parameters by their index."""
+
+    hyperparameters: dict[str, Any]
+    names: dict[int, str]
+
+    @property
+    def slots(self) -> dict[str, str | None]:
+        return {
+            "square": "square_avg",
+            "mean": "grad_avg" if self.hyperparameters["centered"] else None,
+            "momentum": "momentum_buffer" if self.hyperparameters["momentum"] > 0 else None,
+        }
+
+
+def _read(source: Any) -> Mapping[str, Any]:
+    if isinstance(source, str | os.PathLike):
+        import torch
+
+        source = torch.load(source, map_location="cpu", weights_only=True)
+    for key in (_MODEL, _OPTIMIZER):
+        if not isinstance(source, Mapping) or not isinstance(source.get(key), Mapping):
+            found = list(source) if isinstance(source, Mapping) else repr(source)
+            raise ValueError(f"a checkpoint is a dictionary with {key!r}, got {found}")
+    return source
+
+
+def _write(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
+    import torch
+
+    # A write that is cut short leaves the old file.
+    unfinished = f"{os.fspath(path)}.unfinished"
+    torch.save(checkpoint, unfinished)
+    os.replace(unfinished, path)
+
+
+def _groups(
+    checkpoint: Mapping[str, Any],
+    names: Sequence[str] | None,
+    mapping: Mapping[str, Place] | None,
+    instead: Mapping[str, Any],
+) -> list[_Group]:
+    groups = checkpoint[_OPTIMIZER].get("param_groups", [{}])
+    names = _names(checkpoint, groups, mapping) if names is None else list(names)
+    indices = [index for group in groups for index in group.get("params", ())]
+    if len(names) != len(indices) or len(set(names)) != len(names):
+        raise ValueError(f"the optimizer has {len(indices)} parameters, got the names {names}")
+    if unknown := [name for name in names if name not in checkpoint[_MODEL]]:
+        raise ValueError(f"{_MODEL} has no {unknown}; it has {list(checkpoint[_MODEL])}")
+    name_of = dict(zip(indices, names, strict=True))
+    return [
+        _Group(
+            _hyperparameters(i, group, instead),
+            {index: name_of[index] for index in group["params"]},
+        )
+        for i, group in enumerate(groups)
+    ]
+
+
+def _names(
+    checkpoint: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    mapping: Mapping[str, Place] | None,
+) -> list[str]:
+    if all("param_names" in group for group in groups):
+        return [name for group in groups for name in group["param_names"]]
+    if len(groups) > 1:
+        raise ValueError(
+            "several param_groups and no param_names: give names=, the parameters' names in the "
+            "order in which the optimizer got them"
+        )
+    # One group is model.parameters(), in the order of the state_dict less the buffers.
+    return [name for name in checkpoint[_MODEL] if mapping is None or name in mapping]
+
+
+def _hyperparameters(
+    i: int, group: Mapping[str, Any], instead: Mapping[str, Any]
+) -> dict[str, Any]:
+    read = {}
+    for name, default in _HYPERPARAMETERS.items():
+        value = instead.get(name, group.get(name, default))
+        if value is _REQUIRED:
+            raise ValueError(
+                f"not a torch.optim.RMSprop: param_groups[{i}] has no {name!r}, only {list(group)}"
+            )
+        read[name] = value.item() if hasattr(value, "detach") else value
+    return read
+
+
+def _parameter(
+    checkpoint: Mapping[str, Any], index: int, name: str, group: _Group
+) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
+    value = _array(checkpoint[_MODEL][name])
+    states = checkpoint[_OPTIMIZER].get("state", {})
+    if not states:  # before the first step
+        return value, {slot: np.zeros_like(value) for slot in group.slots.values() if slot}, 0
+    slots = {slot: _array(x) for slot, x in states.get(index, {}).items()}
+    return value, slots, int(slots.pop("step", 0))
+
+
+def _optimizer(
+    groups: Sequence[_Group], labels: Mapping[str, str]
+) -> optax.GradientTransformationExtraArgs:
+    optimizers = [dialects.pytorch(**group.hyperparameters) for group in groups]
+    if len(optimizers) == 1:
+        return optimizers[0]
+
+    def label(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda p, _: labels[_state.path(p)], params)
+
+    return optax.partition({str(i): one for i, one in enumerate(optimizers)}, label)
+
+
+def _aliases(model: Mapping[str, Any], name: str) -> list[str]:
+    """``name``, and the names of the same tensor where weights are tied."""
+    if not hasattr(model[name], "data_ptr"):
+        return [name]
+    here = model[name].data_ptr(), model[name].shape
+    return [other for other, x in model.items() if other == name or (x.data_ptr(), x.shape) == here]
+
+
+def _array(x: Any) -> np.ndarray:
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        # NumPy has no bfloat16.
+        x = (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
+    return np.array(x)
+
+
+def _like(x: np.ndarray, old: Any, *, keep_dtype: bool = True) -> Any:
+    if not hasattr(old, "detach"):
+        return x.astype(old.dtype) if keep_dtype else x
+    import torch
+
+    # Tensors cannot be made of JAX's bfloat16.
+    tensor = torch.tensor(x.astype(np.result_type(x, np.float32)))
+    return tensor.to(old.device, old.dtype) if keep_dtype else tensor

@@ -1,0 +1,329 @@
+"""Checkpoints as the frameworks write them: files, groups, dtypes, and what is refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+import pytest
+import torch
+
+from rmsprop_jax import dialects, interop
+from rmsprop_jax.interop import Place
+
+ROUND_TRIP = Path(__file__).with_name("keras_round_trip.py")
+
+
+def torch_model(dtype=torch.float32):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2)
+    )
+    return model.to(dtype)
+
+
+def train_torch(model, optimizer, steps=3):
+    dtype = next(model.parameters()).dtype
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.ones(5, 1, 4, 4, dtype=dtype)).square().sum().backward()
+        optimizer.step()
+
+
+def torch_checkpoint(model, optimizer):
+    return {
+        "model_state_dict": model.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+    }
+
+
+def zeros_for(mapping, model):
+    """A nested dictionary of zeros, shaped as the mapping turns the model's parameters."""
+    tree = {}
+    for name, w in model.named_parameters():
+        *keys, last = mapping[name].path.split("/")
+        branch = tree
+        for key in keys:
+            branch = branch.setdefault(key, {})
+        branch[last] = jnp.zeros(np.zeros(w.shape).transpose(mapping[name].order(w.ndim)).shape)
+    return tree
+
+
+def assert_state_dicts_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=0)
+
+
+def test_pt_file_there_and_back(tmp_path):
+    model = torch_model()
+    optimizer = torch.optim.RMSprop(model.parameters(), 1e-3, momentum=0.9, centered=True)
+    train_torch(model, optimizer)
+    file = tmp_path / "run.pt"
+    torch.save(torch_checkpoint(model, optimizer) | {"epoch": 2}, file)
+    mapping = interop.torch.mapping_of(model)
+    resumed = interop.torch.load(file, zeros_for(mapping, model), mapping)
+    assert resumed.step == 3
+    changed = jax.tree.map(lambda w: w + 1, resumed.params)
+    interop.torch.save(file, changed, resumed.state, mapping, step=4)
+
+    assert [f.name for f in tmp_path.iterdir()] == ["run.pt"]
+    saved = torch.load(file, weights_only=True)
+    assert saved["epoch"] == 2
+    expected = {name: w + 1 for name, w in model.state_dict().items()}
+    assert_state_dicts_equal(saved["model_state_dict"], expected)
+    fresh = torch_model()
+    fresh_optimizer = torch.optim.RMSprop(fresh.parameters(), momentum=0.9, centered=True)
+    fresh.load_state_dict(saved["model_state_dict"])
+    fresh_optimizer.load_state_dict(saved["optimizer_state_dict"])
+    for ours, theirs in zip(fresh.parameters(), model.parameters(), strict=True):
+        back, before = fresh_optimizer.state[ours], optimizer.state[theirs]
+        assert back["step"] == 4
+        assert_state_dicts_equal(back | {"step": before["step"]}, before)
+    train_torch(fresh, fresh_optimizer)
+
+
+def test_groups_of_a_real_optimizer():
+    """Biases first, without decay; names by model.named_parameters()."""
+    model = torch_model()
+    biases = [(n, w) for n, w in model.named_parameters() if n.endswith("bias")]
+    weights = [(n, w) for n, w in model.named_parameters() if n.endswith("weight")]
+    optimizer = torch.optim.RMSprop(
+        [
+            {"params": biases, "lr": 1e-3},
+            {"params": weights, "weight_decay": 0.1, "momentum": 0.5, "centered": True},
+        ]
+    )
+    train_torch(model, optimizer)
+    mapping = interop.torch.mapping_of(model)
+    resumed = interop.torch.load(
+        torch_checkpoint(model, optimizer), zeros_for(mapping, model), mapping
+    )
+    images = jnp.ones((5, 4, 4, 1))
+
+    def loss(params):
+        x = jax.lax.conv_general_dilated(
+            images,
+            params["0"]["kernel"],
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        # The image that torch flattens has its channels first.
+        x = (x + params["0"]["bias"]).transpose(0, 3, 1, 2).reshape(5, -1)
+        return jnp.sum((x @ params["2"]["kernel"] + params["2"]["bias"]) ** 2)
+
+    params, state = resumed.params, resumed.state
+    for _ in range(20):
+        updates, state = resumed.optimizer.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    train_torch(model, optimizer, steps=20)
+    expected = interop.torch.load(torch_checkpoint(model, optimizer), params, mapping)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, expected.params
+    )
+
+    saved = interop.torch.save(torch_checkpoint(model, optimizer), params, state, mapping, step=23)
+    optimizer.load_state_dict(saved["optimizer_state_dict"])
+    train_torch(model, optimizer)
+
+
+def test_bfloat16_tensors():
+    model = torch_model(torch.bfloat16)
+    optimizer = torch.optim.RMSprop(model.parameters(), 1e-3, momentum=0.9)
+    train_torch(model, optimizer)
+    mapping = interop.torch.mapping_of(model)
+    like = jax.tree.map(lambda w: w.astype(jnp.bfloat16), zeros_for(mapping, model))
+    checkpoint = torch_checkpoint(model, optimizer)
+    resumed = interop.torch.load(checkpoint, like, mapping)
+    saved = interop.torch.save(checkpoint, resumed.params, resumed.state, mapping, step=3)
+    assert_state_dicts_equal(saved["model_state_dict"], model.state_dict())
+    for i, slots in checkpoint["optimizer_state_dict"]["state"].items():
+        assert_state_dicts_equal(saved["optimizer_state_dict"]["state"][i], slots)
+
+
+def test_tied_weights_stay_tied():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(5, 3)
+            self.out = torch.nn.Linear(3, 5, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.out(self.embed(x))
+
+    model = Tied()
+    optimizer = torch.optim.RMSprop(model.parameters())
+    model(torch.arange(5)).square().sum().backward()
+    optimizer.step()
+    mapping = interop.torch.mapping_of(model)
+    assert mapping == {"embed.weight": Place("embed/embedding")}
+    checkpoint = torch_checkpoint(model, optimizer)
+    resumed = interop.torch.load(checkpoint, zeros_for(mapping, model), mapping)
+    saved = interop.torch.save(
+        checkpoint, {"embed": {"embedding": jnp.ones((5, 3))}}, resumed.state, mapping, step=1
+    )
+    model.load_state_dict(saved["model_state_dict"])
+    assert (model.embed.weight == 1).all()
+    assert (model.out.weight == 1).all()
+
+
+def test_adam_of_torch_is_refused():
+    model = torch_model()
+    optimizer = torch.optim.Adam(model.parameters())
+    train_torch(model, optimizer)
+    mapping = interop.torch.mapping_of(model)
+    with pytest.raises(ValueError, match=r"not a torch.optim.RMSprop.*'alpha'"):
+        interop.torch.load(torch_checkpoint(model, optimizer), zeros_for(mapping, model), mapping)
+
+
+def keras_model(optimizer=None, **options):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
+    optimizer = optimizer or keras.optimizers.RMSprop(**options)
+    model.compile(optimizer, "mse")
+    model.train_on_batch(np.ones((4, 3)), np.zeros((4, 2)))
+    return model
+
+
+def keras_like():
+    return {"dense": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}
+
+
+def load_keras(model, **options):
+    prefix = model.trainable_variables[0].path.removesuffix("dense/kernel")
+    mapping = {f"{prefix}dense/{kind}": Place(f"dense/{kind}") for kind in ("kernel", "bias")}
+    return interop.keras.load(model.optimizer, keras_like(), mapping, **options)
+
+
+def test_keras_file_there_and_back(tmp_path):
+    model = keras_model(
+        learning_rate=0.01, momentum=0.9, centered=True, weight_decay=0.1, clipvalue=1.0, rho=0.8
+    )
+    file = tmp_path / "run.keras"
+    model.save(file)
+    resumed = interop.keras.load(file, keras_like())  # a loaded model's paths are dense/kernel
+    assert resumed.step == 1
+    hyperparameters = dict(resumed.hyperparameters[0])
+    assert hyperparameters.pop("learning_rate") == pytest.approx(0.01)
+    assert hyperparameters == {
+        "rho": 0.8,
+        "momentum": 0.9,
+        "epsilon": 1e-7,
+        "centered": True,
+        "weight_decay": 0.1,
+        "clipnorm": None,
+        "clipvalue": 1.0,
+        "global_clipnorm": None,
+    }
+    live = load_keras(model)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, live.params)
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, live.state)
+
+    changed = jax.tree.map(lambda w: w + 1, resumed.params)
+    interop.keras.save(file, changed, resumed.state, step=5)
+    assert [f.name for f in tmp_path.iterdir()] == ["run.keras"]
+    back = interop.keras.load(file, keras_like())
+    assert back.step == 5
+    jax.tree.map(np.testing.assert_array_equal, back.params, changed)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), back.state, resumed.state
+    )
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_keras_on_each_backend(backend):
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    result = subprocess.run(
+        [sys.executable, ROUND_TRIP], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.split()[-2:] == [backend, "agrees"]
+
+
+def test_schedule_of_keras_needs_one_of_ours():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    model = keras_model(learning_rate=schedule)
+    with pytest.raises(ValueError, match=r"ExponentialDecay.*learning_rate="):
+        load_keras(model)
+    resumed = load_keras(model, learning_rate=optax.exponential_decay(0.1, 1, 0.5))
+    gradient = jax.tree.map(jnp.ones_like, resumed.params)
+    updates, _ = resumed.optimizer.update(gradient, resumed.state, resumed.params)
+    at_step_one = dialects.keras(0.05)
+    expected, _ = at_step_one.update(
+        gradient, load_keras(model, learning_rate=0.05).state, resumed.params
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+
+
+class RMSprop(keras.optimizers.RMSprop):
+    """Somebody's own, of the same name."""
+
+
+KERAS_REFUSED = {
+    "another optimizer": (lambda: keras_model(keras.optimizers.Adam()), "not a keras.*Adam"),
+    "own subclass": (lambda: keras_model(RMSprop()), "not a keras.*RMSprop"),
+    "loss scaling": (
+        lambda: keras_model(keras.optimizers.LossScaleOptimizer(keras.optimizers.RMSprop())),
+        "not a keras.*LossScaleOptimizer",
+    ),
+    "averaged weights": (lambda: keras_model(use_ema=True), "use_ema=True"),
+    "accumulated gradients": (
+        lambda: keras_model(gradient_accumulation_steps=2),
+        "gradient_accumulation_steps=2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KERAS_REFUSED)
+def test_keras_optimizers_that_are_refused(case):
+    make, message = KERAS_REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        load_keras(make())
+
+
+def test_keras_excluded_from_weight_decay_is_refused():
+    optimizer = keras.optimizers.RMSprop(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    with pytest.raises(ValueError, match="dense/bias is excluded from weight decay"):
+        load_keras(keras_model(optimizer))
+
+
+def test_keras_without_state_is_refused():
+    with pytest.raises(ValueError, match=r"optimizer\.build"):
+        interop.keras.load(keras.optimizers.RMSprop(), keras_like())
+
+
+def test_keras_file_without_optimizer_is_refused(tmp_path):
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(tmp_path / "a.keras")
+    with pytest.raises(ValueError, match="no optimizer"):
+        interop.keras.load(tmp_path / "a.keras", keras_like())
+
+
+def test_keras_nan_is_refused_by_name():
+    model = keras_model()
+    model.optimizer.variables[2].assign(np.full((3, 2), np.nan))
+    with pytest.raises(ValueError, match="dense/kernel: velocity must be finite"):
+        load_keras(model)
+
+
+def test_keras_is_untouched_when_saving_fails():
+    model = keras_model(momentum=0.9)
+    before = [v.numpy() for v in model.optimizer.variables + model.trainable_variables]
+    resumed = load_keras(model)
+    bad = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.full(2, jnp.nan)}}
+    mapping = {v.path: Place("/".join(v.path.split("/")[-2:])) for v in model.trainable_variables}
+    with pytest.raises(ValueError, match="dense/bias must be finite"):
+        interop.keras.save(model.optimizer, bad, resumed.state, mapping, step=2)
+    plain = dialects.keras().init(keras_like())
+    with pytest.raises(ValueError, match="momentum"):
+        interop.keras.save(model.optimizer, keras_like(), plain, mapping, step=2)
+    after = [v.numpy() for v in model.optimizer.variables + model.trainable_variables]
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)

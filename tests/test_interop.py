@@ -1,0 +1,660 @@
+"""Checkpoints as NumPy arrays, without the frameworks; with them: tests/frameworks."""
+
+import subprocess
+import sys
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from paths import assert_same_path, path, problem
+
+import rmsprop_jax
+from rmsprop_jax import dialects, interop
+from rmsprop_jax.interop import Place
+
+RNG = np.random.default_rng(0)
+PARAMS = {"dense": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}
+TORCH_MAPPING = {
+    "dense.weight": Place("dense/kernel", axes=(1, 0)),
+    "dense.bias": Place("dense/bias"),
+}
+SHAPES = {"dense.weight": (2, 3), "dense.bias": (2,)}
+FREE = {"learning_rate": 0.01, "decay": 0.9}
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def slots(shape, centered=True, momentum=0.9, step=7):
+    mean, spread = normal(*shape), abs(normal(*shape))
+    state = {"step": np.float32(step), "square_avg": mean**2 + spread}
+    if centered:
+        state["grad_avg"] = mean
+    if momentum:
+        state["momentum_buffer"] = normal(*shape)
+    return state
+
+
+def group(indices, **options):
+    hyperparameters = {"lr": 0.01, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.0}
+    hyperparameters |= {"momentum": 0.9, "centered": True, "maximize": False, "foreach": None}
+    return hyperparameters | {"params": indices} | options
+
+
+def torch_checkpoint(**options):
+    centered, momentum = options.get("centered", True), options.get("momentum", 0.9)
+    return {
+        "epoch": 3,
+        "model_state_dict": {name: normal(*shape) for name, shape in SHAPES.items()},
+        "optimizer_state_dict": {
+            "state": {
+                i: slots(shape, centered, momentum) for i, shape in enumerate(SHAPES.values())
+            },
+            "param_groups": [group([0, 1], **options)],
+        },
+    }
+
+
+def two_groups():
+    """The bias comes first, with other hyperparameters."""
+    checkpoint = torch_checkpoint()
+    optimizer = checkpoint["optimizer_state_dict"]
+    optimizer["param_groups"] = [
+        group([0], momentum=0.0, centered=False, alpha=0.5),
+        group([1], weight_decay=0.1),
+    ]
+    optimizer["state"] = {0: slots((2,), centered=False, momentum=0.0), 1: slots((2, 3))}
+    return checkpoint
+
+
+def tensorflow_checkpoint(centered=False):
+    names = ["RMSProp", "RMSProp_1", *(["RMSProp_2"] if centered else [])]
+    variables = {"global_step": np.int64(7)}
+    for path_, shape in {"dense/kernel": (3, 2), "dense/bias": (2,)}.items():
+        variables[path_] = normal(*shape)
+        variables |= {f"{path_}/{name}": abs(normal(*shape)) for name in names}
+    return variables
+
+
+def field(state, name):
+    return optax.tree_utils.tree_get(state, name)
+
+
+def assert_equal_trees(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_torch_arrays_come_to_their_places():
+    checkpoint = torch_checkpoint()
+    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
+    model, state = checkpoint["model_state_dict"], checkpoint["optimizer_state_dict"]["state"]
+    assert jax.tree.structure(resumed.params) == jax.tree.structure(PARAMS)
+    assert_equal_trees(resumed.params["dense"]["kernel"], model["dense.weight"].T)
+    assert_equal_trees(resumed.params["dense"]["bias"], model["dense.bias"])
+    assert_equal_trees(
+        field(resumed.state, "trace")["dense"]["kernel"], state[0]["momentum_buffer"].T
+    )
+    assert_equal_trees(field(resumed.state, "mu")["dense"]["bias"], state[1]["grad_avg"])
+    variance = state[0]["square_avg"].astype(float) - state[0]["grad_avg"].astype(float) ** 2
+    np.testing.assert_allclose(
+        field(resumed.state, "var")["dense"]["kernel"], variance.T, rtol=1e-6
+    )
+    assert resumed.step == 7
+    assert resumed.hyperparameters == (
+        {"lr": 0.01, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.0}
+        | {"momentum": 0.9, "centered": True, "maximize": False},
+    )
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_torch_there_and_back(centered, momentum):
+    checkpoint = torch_checkpoint(centered=centered, momentum=momentum)
+    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
+    target = torch_checkpoint(centered=centered, momentum=momentum)
+    before = jax.tree.map(np.array, target["model_state_dict"])
+    saved = interop.torch.save(target, resumed.params, resumed.state, TORCH_MAPPING, step=9)
+    assert saved["epoch"] == 3
+    assert_equal_trees(saved["model_state_dict"], checkpoint["model_state_dict"])
+    assert_equal_trees(target["model_state_dict"], before)
+    for i, slots_ in checkpoint["optimizer_state_dict"]["state"].items():
+        back = saved["optimizer_state_dict"]["state"][i]
+        assert back.pop("step") == 9
+        del slots_["step"]
+        assert back.keys() == slots_.keys()
+        for name, x in slots_.items():
+            assert back[name].dtype == np.float32
+            np.testing.assert_allclose(back[name], x, rtol=1e-6)
+
+
+def test_torch_without_a_mapping_keeps_names_and_axes():
+    like = {"dense": {"weight": jnp.zeros((2, 3)), "bias": jnp.zeros(2)}}
+    checkpoint = torch_checkpoint()
+    resumed = interop.torch.load(checkpoint, like)
+    assert_equal_trees(
+        resumed.params["dense"]["weight"], checkpoint["model_state_dict"]["dense.weight"]
+    )
+
+
+def test_torch_before_the_first_step():
+    checkpoint = torch_checkpoint()
+    checkpoint["optimizer_state_dict"]["state"] = {}
+    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
+    assert resumed.step == 0
+    assert_equal_trees(resumed.state, resumed.optimizer.init(PARAMS))
+
+
+def test_torch_groups_keep_their_hyperparameters():
+    names = ["dense.bias", "dense.weight"]
+    resumed = interop.torch.load(two_groups(), PARAMS, TORCH_MAPPING, names=names)
+    assert [h["alpha"] for h in resumed.hyperparameters] == [0.5, 0.9]
+    gradients = jax.tree.map(lambda x: jnp.ones(x.shape), PARAMS)
+    updates, _ = resumed.optimizer.update(gradients, resumed.state, resumed.params)
+    for leaf, options in zip(("bias", "kernel"), resumed.hyperparameters, strict=True):
+        alone = dialects.pytorch(**options)
+        state = jax.tree.map(
+            lambda x: x["dense"][leaf] if isinstance(x, dict) else x,  # noqa: B023
+            resumed.state.inner_states["0" if leaf == "bias" else "1"].inner_state,
+            is_leaf=lambda x: isinstance(x, dict),
+        )
+        expected, _ = alone.update(gradients["dense"][leaf], state, resumed.params["dense"][leaf])
+        np.testing.assert_array_equal(updates["dense"][leaf], expected)
+
+
+def test_torch_groups_there_and_back():
+    names, checkpoint = ["dense.bias", "dense.weight"], two_groups()
+    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING, names=names)
+    saved = interop.torch.save(
+        two_groups(), resumed.params, resumed.state, TORCH_MAPPING, names=names, step=7
+    )
+    for i, slots_ in checkpoint["optimizer_state_dict"]["state"].items():
+        back = saved["optimizer_state_dict"]["state"][i]
+        assert back.keys() == slots_.keys()
+        for name, x in slots_.items():
+            np.testing.assert_allclose(back[name], x, rtol=1e-6)
+
+
+def test_torch_names_in_the_checkpoint_are_used():
+    checkpoint = two_groups()
+    for one, name in zip(
+        checkpoint["optimizer_state_dict"]["param_groups"],
+        ["dense.bias", "dense.weight"],
+        strict=True,
+    ):
+        one["param_names"] = [name]
+    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
+    assert_equal_trees(
+        resumed.params["dense"]["bias"], checkpoint["model_state_dict"]["dense.bias"]
+    )
+
+
+def test_torch_complex_parameters_are_two_real_ones():
+    def complex_normal():
+        return normal(4) + 1j * normal(4)
+
+    mean = complex_normal()
+    square = abs(normal(4)) + mean.real**2 + 1j * (abs(normal(4)) + mean.imag**2)
+    slots_ = {
+        "step": 1,
+        "square_avg": square,
+        "grad_avg": mean,
+        "momentum_buffer": complex_normal(),
+    }
+    checkpoint = {
+        "model_state_dict": {"w": complex_normal()},
+        "optimizer_state_dict": {"state": {0: slots_}, "param_groups": [group([0])]},
+    }
+    resumed = interop.torch.load(checkpoint, {"w": jnp.zeros(4, jnp.complex64)})
+    var = field(resumed.state, "var")["w"]
+    np.testing.assert_allclose(var.real, square.real - mean.real**2, rtol=1e-5)
+    np.testing.assert_allclose(var.imaginary, square.imag - mean.imag**2, rtol=1e-5)
+    saved = interop.torch.save(checkpoint, resumed.params, resumed.state, step=1)
+    for name, x in saved["optimizer_state_dict"]["state"][0].items():
+        np.testing.assert_allclose(x, slots_[name], rtol=1e-6)
+
+
+def test_a_schedule_goes_on_where_the_run_stands():
+    def schedule(count):
+        return 0.1 * 0.5**count
+
+    resumed = interop.torch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING, lr=schedule)
+    assert resumed.state.inner_state[-1].count == 7
+    constant = interop.torch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING, lr=0.1 * 0.5**7)
+    gradients = jax.tree.map(lambda x: jnp.ones(x.shape), PARAMS)
+    zeros = jax.tree.map(jnp.zeros_like, constant.state)
+    counted = jax.tree.map(lambda x: x if x.dtype == jnp.int32 else x * 0, resumed.state)
+    ours, state = resumed.optimizer.update(gradients, counted, PARAMS)
+    expected, _ = constant.optimizer.update(gradients, zeros, PARAMS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, expected)
+    saved = interop.torch.save(torch_checkpoint(), PARAMS, state, TORCH_MAPPING)
+    assert saved["optimizer_state_dict"]["state"][0]["step"] == 8
+
+
+def test_state_is_kept_in_float32_for_bfloat16_parameters():
+    like = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    resumed = interop.torch.load(torch_checkpoint(), like, TORCH_MAPPING)
+    assert {x.dtype.name for x in jax.tree.leaves(resumed.params)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(resumed.state)} == {"float32"}
+    saved = interop.torch.save(
+        torch_checkpoint(), resumed.params, resumed.state, TORCH_MAPPING, step=1
+    )
+    assert saved["model_state_dict"]["dense.weight"].dtype == np.float32
+
+
+def test_nothing_is_shared_with_the_checkpoint():
+    checkpoint = torch_checkpoint()
+    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
+    before = jax.tree.map(np.array, (resumed.params, resumed.state))
+    for array in jax.tree.leaves(checkpoint):
+        if isinstance(array, np.ndarray):
+            array[...] = 5
+    assert_equal_trees((resumed.params, resumed.state), before)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_tensorflow_there_and_back(centered, momentum):
+    checkpoint = tensorflow_checkpoint(centered)
+    if centered:  # v >= m^2
+        for name in ("dense/kernel", "dense/bias"):
+            checkpoint[f"{name}/RMSProp"] += checkpoint[f"{name}/RMSProp_1"] ** 2
+    options = {"learning_rate": 0.01, "centered": centered, "momentum": momentum}
+    resumed = interop.tensorflow_v1.load(checkpoint, PARAMS, **options)
+    assert resumed.step == 7
+    if momentum:
+        buffer = checkpoint[f"dense/bias/RMSProp_{2 if centered else 1}"]
+        assert_equal_trees(field(resumed.state, "trace")["dense"]["bias"], -buffer)
+    target = tensorflow_checkpoint(centered)
+    saved = interop.tensorflow_v1.save(target, resumed.params, resumed.state, step=8)
+    assert saved.keys() == checkpoint.keys()
+    assert saved.pop("global_step") == 8
+    last = f"RMSProp_{2 if centered else 1}"
+    for name, x in saved.items():
+        expected = checkpoint[name] if momentum or not name.endswith(last) else 0 * checkpoint[name]
+        np.testing.assert_allclose(x, expected, rtol=1e-6)
+
+
+MOMENTA = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}]
+OPTAX_OPTIONS = [
+    *(
+        {"centered": centered, "bias_correction": corrected, "initial_scale": start} | momentum
+        for centered, corrected, start, momentum in product(
+            [False, True], [False, True], [0.0, 1.0], MOMENTA
+        )
+    ),
+    {"eps_in_sqrt": False, "decay": 0.99},
+]
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("options", OPTAX_OPTIONS, ids=str)
+@pytest.mark.usefixtures("x64")
+def test_optax_goes_on_here_and_back(options, schedule):
+    """Ten steps there, ten here, ten there again: as thirty there. Exact, so in float64."""
+    rate = (lambda count: 0.01 * 0.9**count) if schedule else 0.01
+    options = options | {"learning_rate": rate, "eps": 1e-3}
+    gradients, params = problem(seed=3, steps=30, smallest=1e-2)
+    gradients = jax.tree.map(lambda g: jnp.asarray(g, float), gradients)
+    start = params = jax.tree.map(lambda w: jnp.asarray(w, float), params)
+    theirs = optax.rmsprop(**options)
+
+    def ten_steps(optimizer, params, state, first):
+        for t in range(first, first + 10):
+            g = {k: leaf[t] for k, leaf in gradients.items()}
+            updates, state = optimizer.update(g, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    params, state = ten_steps(theirs, params, theirs.init(params), 0)
+    resumed = interop.optax.load(state, params, **options)
+    params, state = ten_steps(resumed.optimizer, resumed.params, resumed.state, 10)
+    back = interop.optax.save(theirs.init(params), params, state, **options)
+    params, _ = ten_steps(theirs, params, back, 20)
+    taken = {k: np.asarray(w)[None] for k, w in params.items()}
+    expected = {k: w[-1:] for k, w in path(theirs, gradients, start).items()}
+    assert_same_path(taken, expected, start, rtol=1e-9)
+
+
+@pytest.mark.parametrize("options", OPTAX_OPTIONS[::3], ids=str)
+def test_optax_before_the_first_step(options):
+    options = options | FREE
+    theirs, ours = optax.rmsprop(**options), rmsprop_jax.rmsprop(**options)
+    resumed = interop.optax.load(theirs.init(PARAMS), PARAMS, **options)
+    assert_equal_trees(resumed.state, ours.init(PARAMS))
+    back = interop.optax.save(theirs.init(PARAMS), PARAMS, ours.init(PARAMS), **options)
+    assert_equal_trees(back, theirs.init(PARAMS))
+
+
+def test_parameters_may_be_named_as_fields_of_a_state():
+    like = {"nu": {"count": jnp.zeros(2), "real": jnp.zeros((2, 3))}}
+    checkpoint = {
+        "model_state_dict": {"nu.count": normal(2), "nu.real": normal(2, 3)},
+        "optimizer_state_dict": {
+            "state": {0: slots((2,)), 1: slots((2, 3))},
+            "param_groups": [group([0, 1])],
+        },
+    }
+    resumed = interop.torch.load(checkpoint, like)
+    state = checkpoint["optimizer_state_dict"]["state"]
+    trace = optax.tree_utils.tree_get_all_with_path(resumed.state, "trace")[0][1]
+    assert_equal_trees(trace["nu"]["real"], state[1]["momentum_buffer"])
+    assert_equal_trees(trace["nu"]["count"], state[0]["momentum_buffer"])
+
+
+def test_unflatten_is_what_a_dense_layer_behind_an_image_needs():
+    image, weight = normal(4, 3, 2), normal(5, 4 * 3 * 2)  # channels, height, width
+    place = Place("kernel", axes=(2, 3, 1, 0), unflatten=(5, 4, 3, 2))
+    kernel = place.to_jax(weight, (3 * 2 * 4, 5))
+    channels_last = image.transpose(1, 2, 0).reshape(-1)
+    np.testing.assert_allclose(channels_last @ kernel, weight @ image.reshape(-1), rtol=1e-5)
+    assert_equal_trees(place.from_jax(kernel, weight.shape), weight)
+
+
+def test_no_framework_is_imported():
+    code = (
+        "import sys, rmsprop_jax.interop; "
+        "print([name for name in ('torch', 'keras', 'tensorflow') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def broken(change, **options):
+    """A torch checkpoint after ``change``, which gets it and the state of dense.weight."""
+    checkpoint = torch_checkpoint(**options)
+    change(checkpoint, checkpoint["optimizer_state_dict"]["state"][0])
+    return checkpoint
+
+
+def load_torch(checkpoint, params=PARAMS, mapping=TORCH_MAPPING, **options):
+    return interop.torch.load(checkpoint, params, mapping, **options)
+
+
+def put(name, x):
+    return lambda _, state: state.update({name: x})
+
+
+def nan_in(name):
+    def change(_, state):
+        state[name][0, 0] = np.nan
+
+    return change
+
+
+ADAM = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "params": [0, 1]}
+BAD = {
+    "centred state, uncentred optimizer": (
+        lambda: load_torch(torch_checkpoint(), centered=False),
+        ValueError,
+        ["dense.weight has grad_avg", "square_avg", "centered=True"],
+    ),
+    "uncentred state, centred optimizer": (
+        lambda: load_torch(torch_checkpoint(centered=False), centered=True),
+        ValueError,
+        ["dense.weight has no grad_avg"],
+    ),
+    "buffer without momentum": (
+        lambda: load_torch(torch_checkpoint(), momentum=0.0),
+        ValueError,
+        ["dense.weight has momentum_buffer", "momentum > 0"],
+    ),
+    "missing slot": (
+        lambda: load_torch(broken(lambda _, state: state.pop("momentum_buffer"))),
+        ValueError,
+        ["dense.weight has no momentum_buffer"],
+    ),
+    "missing state": (
+        lambda: load_torch(broken(lambda c, _: c["optimizer_state_dict"]["state"].pop(1))),
+        ValueError,
+        ["dense.bias has no square_avg"],
+    ),
+    "wrong shape of a slot": (
+        lambda: load_torch(broken(put("square_avg", np.ones((3, 2), np.float32)))),
+        AssertionError,
+        ["dense.weight: square_avg", "(3, 2)", "(2, 3)"],
+    ),
+    "nan in an average": (
+        lambda: load_torch(broken(nan_in("grad_avg"))),
+        ValueError,
+        ["dense.weight: grad_avg must be finite", "1 of its 6"],
+    ),
+    "nan in a parameter": (
+        lambda: load_torch(
+            broken(lambda c, _: c["model_state_dict"].update({"dense.bias": np.array([1, np.inf])}))
+        ),
+        ValueError,
+        ["dense.bias must be finite"],
+    ),
+    "negative average": (
+        lambda: load_torch(broken(put("square_avg", -np.ones((2, 3), np.float32)))),
+        ValueError,
+        ["dense.weight: square_avg", "negative"],
+    ),
+    "integers": (
+        lambda: load_torch(broken(put("square_avg", np.ones((2, 3), int)))),
+        TypeError,
+        ["dense.weight: square_avg", "floating-point", "int64"],
+    ),
+    "another optimizer": (
+        lambda: load_torch(
+            broken(lambda c, _: c["optimizer_state_dict"].update(param_groups=[ADAM]))
+        ),
+        ValueError,
+        ["not a torch.optim.RMSprop", "alpha", "betas"],
+    ),
+    "not a checkpoint": (
+        lambda: load_torch({"model": {}}),
+        ValueError,
+        ["model_state_dict", "['model']"],
+    ),
+    "unknown hyperparameter": (
+        lambda: load_torch(torch_checkpoint(), learning_rate=0.1),
+        TypeError,
+        ["learning_rate", "lr, alpha"],
+    ),
+    "bad hyperparameter": (
+        lambda: load_torch(torch_checkpoint(alpha=1.0)),
+        ValueError,
+        ["alpha", "1.0"],
+    ),
+    "several groups without names": (
+        lambda: load_torch(two_groups()),
+        ValueError,
+        ["param_groups", "names="],
+    ),
+    "too few names": (
+        lambda: load_torch(two_groups(), names=["dense.bias"]),
+        ValueError,
+        ["2 parameters", "['dense.bias']"],
+    ),
+    "unknown name": (
+        lambda: load_torch(two_groups(), names=["dense.bias", "dense.wait"]),
+        ValueError,
+        ["dense.wait", "dense.weight"],
+    ),
+    "buffers among the arrays": (
+        lambda: load_torch(
+            broken(lambda c, _: c["model_state_dict"].update({"norm.mean": normal(2)})),
+            mapping=None,
+        ),
+        ValueError,
+        ["2 parameters", "norm.mean"],
+    ),
+    "mapping without a parameter": (
+        lambda: load_torch(
+            torch_checkpoint(),
+            mapping={"dense.bias": Place("dense/bias")},
+            names=list(SHAPES),
+        ),
+        ValueError,
+        ["the mapping has no 'dense.weight'"],
+    ),
+    "mapping with a strange parameter": (
+        lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"x": Place("dense/x")}),
+        ValueError,
+        ["'x'", "dense.weight"],
+    ),
+    "mapping to nowhere": (
+        lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.bias": Place("b")}),
+        ValueError,
+        ["dense.bias", "'b'", "dense/bias"],
+    ),
+    "two to one place": (
+        lambda: load_torch(
+            torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.bias": Place("dense/kernel")}
+        ),
+        ValueError,
+        ["dense.bias", "dense.weight", "dense/kernel"],
+    ),
+    "a parameter from nowhere": (
+        lambda: load_torch(torch_checkpoint(), params=PARAMS | {"new": jnp.zeros(1)}),
+        ValueError,
+        ["params", "'new'"],
+    ),
+    "not transposed": (
+        lambda: load_torch(
+            torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.weight": Place("dense/kernel")}
+        ),
+        AssertionError,
+        ["dense.weight", "(2, 3)", "(3, 2)", "dense/kernel"],
+    ),
+    "axes that are none": (
+        lambda: load_torch(
+            torch_checkpoint(),
+            mapping=TORCH_MAPPING | {"dense.weight": Place("dense/kernel", axes=(2, 0))},
+        ),
+        ValueError,
+        ["dense.weight", "(2, 0)", "(2, 3)"],
+    ),
+    "save an uncentred state to a centred optimizer": (
+        lambda: interop.torch.save(
+            torch_checkpoint(),
+            PARAMS,
+            dialects.pytorch(momentum=0.9).init(PARAMS),
+            TORCH_MAPPING,
+            step=1,
+        ),
+        ValueError,
+        ["dense.weight", "no mean", "grad_avg"],
+    ),
+    "save momentum to an optimizer without": (
+        lambda: interop.torch.save(
+            torch_checkpoint(centered=False, momentum=0.0),
+            PARAMS,
+            dialects.pytorch(momentum=0.9).init(PARAMS),
+            TORCH_MAPPING,
+            step=1,
+        ),
+        ValueError,
+        ["dense.weight", "a momentum", "none"],
+    ),
+    "save the state of another optimizer": (
+        lambda: interop.torch.save(
+            torch_checkpoint(),
+            PARAMS,
+            optax.lion(0.1).init(PARAMS) and optax.adadelta(0.1).init(PARAMS),
+            TORCH_MAPPING,
+            step=1,
+        ),
+        ValueError,
+        ["e_g", "nu"],
+    ),
+    "save without the step": (
+        lambda: interop.torch.save(
+            torch_checkpoint(),
+            PARAMS,
+            dialects.pytorch(momentum=0.9, centered=True).init(PARAMS),
+            TORCH_MAPPING,
+        ),
+        ValueError,
+        ["step"],
+    ),
+    "save parameters that are not finite": (
+        lambda: interop.torch.save(
+            torch_checkpoint(),
+            jax.tree.map(lambda x: x * jnp.nan, PARAMS),
+            dialects.pytorch(momentum=0.9, centered=True).init(PARAMS),
+            TORCH_MAPPING,
+            step=1,
+        ),
+        ValueError,
+        ["params: dense/", "finite"],
+    ),
+    "tensorflow: centred state, uncentred optimizer": (
+        lambda: interop.tensorflow_v1.load(
+            tensorflow_checkpoint(centered=True), PARAMS, learning_rate=0.1
+        ),
+        ValueError,
+        ["dense/kernel has RMSProp_2", "centered=True"],
+    ),
+    "tensorflow: uncentred state, centred optimizer": (
+        lambda: interop.tensorflow_v1.load(
+            tensorflow_checkpoint(), PARAMS, learning_rate=0.1, centered=True
+        ),
+        ValueError,
+        ["dense/kernel has no RMSProp_2"],
+    ),
+    "tensorflow: another optimizer": (
+        lambda: interop.tensorflow_v1.load(
+            {"w": normal(2), "w/Adam": normal(2)}, PARAMS, learning_rate=0.1
+        ),
+        ValueError,
+        ["not a tf.compat.v1.train.RMSPropOptimizer", "w/Adam"],
+    ),
+    "tensorflow: a slot without its variable": (
+        lambda: interop.tensorflow_v1.load({"w/RMSProp": normal(2)}, PARAMS, learning_rate=0.1),
+        ValueError,
+        ["w/RMSProp", "no w"],
+    ),
+    "tensorflow: a schedule without a step": (
+        lambda: interop.tensorflow_v1.load(
+            {k: v for k, v in tensorflow_checkpoint().items() if k != "global_step"},
+            PARAMS,
+            learning_rate=lambda _: 0.1,
+        ),
+        ValueError,
+        ["step", "global_step"],
+    ),
+    "tensorflow: unknown hyperparameter": (
+        lambda: interop.tensorflow_v1.load(tensorflow_checkpoint(), PARAMS, lr=0.1),
+        TypeError,
+        ["'lr'", "learning_rate"],
+    ),
+    "optax: state of other options": (
+        lambda: interop.optax.load(optax.rmsprop(0.1).init(PARAMS), PARAMS, **FREE, momentum=0.9),
+        AssertionError,
+        ["source", "trace"],
+    ),
+    "optax: state of another optimizer": (
+        lambda: interop.optax.load(optax.adam(0.1).init(PARAMS), PARAMS, **FREE),
+        AssertionError,
+        ["source"],
+    ),
+    "optax: nan in an average": (
+        lambda: interop.optax.load(
+            jax.tree.map(lambda x: x * jnp.nan, optax.rmsprop(**FREE).init(PARAMS)), PARAMS, **FREE
+        ),
+        ValueError,
+        ["nu of dense/", "finite"],
+    ),
+    "optax: ours in the place of theirs": (
+        lambda: interop.optax.save(
+            optax.rmsprop(**FREE).init(PARAMS), PARAMS, optax.rmsprop(**FREE).init(PARAMS), **FREE
+        ),
+        AssertionError,
+        ["state"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_checkpoint_is_refused(case):
+    call, error, parts = BAD[case]
+    with pytest.raises(error) as raised:
+        call()
+    for part in parts:
+        assert part in str(raised.value)
