@@ -1,0 +1,104 @@
+"""Trains the network of quickstart.py with each framework's RMSprop, at its own defaults.
+
+Left, each has the learning rate that its source has. TensorFlow and the lecture name
+none; they get Keras's. Right, all have the same, and what is left is the formula:
+where epsilon stands, how long the average remembers, and what it starts from.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from quickstart import History, load, picture, train, whole_number
+
+from rmsprop_jax import dialects, rmsprop
+
+RATES = {
+    "pytorch": 1e-2,
+    "keras": 1e-3,
+    "tensorflow_v1": 1e-3,
+    "hinton": 1e-3,
+    "graves": 1e-4,
+    "dqn": 2.5e-4,
+    "optax": 1e-3,
+}
+# Okabe and Ito's palette, and a line style each: readable without colour too.
+STYLES = {
+    "pytorch": {"color": "#D55E00", "linestyle": "-"},
+    "keras": {"color": "#0072B2", "linestyle": "-"},
+    "tensorflow_v1": {"color": "#E69F00", "linestyle": "--"},
+    "hinton": {"color": "#000000", "linestyle": ":"},
+    "graves": {"color": "#009E73", "linestyle": "-."},
+    "dqn": {"color": "#CC79A7", "linestyle": "--"},
+    "optax": {"color": "#56B4E9", "linestyle": "-."},
+}
+WINDOW = 10
+
+
+def optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
+    """The dialect of that name; Optax's is this package's `rmsprop`."""
+    make = rmsprop if name == "optax" else getattr(dialects, name)
+    return make(learning_rate)
+
+
+def draw(columns: dict[str, dict[str, History]], path: Path) -> None:
+    """Training loss by step, a panel for each choice of learning rates."""
+    figure, panels = plt.subplots(
+        1, len(columns), figsize=(11, 4.5), sharey=True, layout="constrained"
+    )
+    for axes, (title, histories) in zip(panels, columns.items(), strict=True):
+        for name, history in histories.items():
+            whole = len(history.losses) // WINDOW * WINDOW
+            mean = np.reshape(history.losses[:whole], (-1, WINDOW)).mean(axis=1)
+            axes.plot(np.arange(1, len(mean) + 1) * WINDOW, mean, label=name, **STYLES[name])
+        axes.set(xlabel="step", title=title, yscale="log")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f"training loss, cross-entropy, mean of {WINDOW} steps")
+    panels[1].legend(loc="upper right", ncols=2)
+    figure.suptitle("One network, one task, the same batches: RMSprop as each framework has it")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags, each checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--epochs", type=whole_number, default=10, help="passes over the data")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the split, the network and the batches"
+    )
+    parser.add_argument(
+        "--output", type=picture, default=Path("dialects.png"), help="where the picture goes"
+    )
+    args = parser.parse_args()
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"argument --seed: must be >= 0 and < 2**32, got {args.seed}")
+    return args
+
+
+def main() -> None:
+    """Trains, draws and prints the result."""
+    args = parse_arguments()
+    args.batch_size = 32
+    data = load(args.seed)
+    columns = {}
+    for title, rates in {
+        "its own learning rate": RATES,
+        "the same learning rate, 0.001": dict.fromkeys(RATES, 1e-3),
+    }.items():
+        columns[title] = {
+            name: train(optimizer(name, rate), data, args, name) for name, rate in rates.items()
+        }
+        for name, history in columns[title].items():
+            loss = np.mean(history.losses[-WINDOW:])
+            print(f"{title}: {name:13} {rates[name]:<8g} loss {loss:.4f}")
+    draw(columns, args.output)
+    print(f"picture in {args.output}")
+
+
+if __name__ == "__main__":
+    main()
