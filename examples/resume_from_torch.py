@@ -9,7 +9,7 @@ JAX goes on a second time with the parameters alone, and a new state. Needs torc
 import argparse
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
@@ -91,7 +91,7 @@ def train_in_jax(
     @jax.jit
     def step(
         params: dict, state: optax.OptState, batch: Digits
-    ) -> tuple[dict, optax.OptState, jax.Array]:
+    ) -> tuple[Any, optax.OptState, jax.Array]:
         loss, gradients = jax.value_and_grad(loss_of)(params, batch)
         updates, state = resumed.optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, loss

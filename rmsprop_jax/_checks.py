@@ -45,8 +45,8 @@ def checked_learning_rate(name: str, value: Any) -> Any:
 
 
 def is_zero(value: Any) -> bool:
-    """Whether ``value`` is zero for certain; a traced value is not."""
-    return not isinstance(value, Tracer) and bool(value == 0)
+    """Whether ``value`` is zero for good; an array's value may be another at the next step."""
+    return not isinstance(value, jax.Array) and bool(value == 0)
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rmsprop_jax import _checks
+from rmsprop_jax import _checks, _moments
 from rmsprop_jax._moments import Scalar
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax._transform import decayed_weights, rms, stddev, trace, transformation
@@ -129,7 +129,8 @@ def keras(
       centered: Whether to divide by the standard deviation.
       weight_decay: :math:`\lambda \ge 0`; ``None`` is 0.
       clipnorm: The largest L2 norm that the gradient of each variable may have;
-        ``None`` or 0 does not clip.
+        ``None`` or 0 does not clip; an array of 0, as in
+        ``optax.inject_hyperparams``, clips to zero.
       clipvalue: The largest magnitude of each element of a gradient, likewise.
       global_clipnorm: The largest L2 norm of all gradients together, likewise.
 
@@ -387,7 +388,7 @@ def _clip(**limits: Scalar | None) -> optax.GradientTransformation:
 
 def _clip_by_norm(limit: Scalar) -> optax.GradientTransformation:
     def clip(g: jax.Array) -> jax.Array:
-        return g * (limit / jnp.maximum(jnp.linalg.norm(g), limit))
+        return _moments.divide(g * limit, jnp.maximum(jnp.linalg.norm(g), limit))
 
     return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
 

@@ -36,8 +36,19 @@ def decaying(rate):
     return lambda count: rate * RATE_DECAY**count
 
 
+def scheduled(options):
+    """The same options with a decaying learning rate, whatever its name."""
+    rate = "lr" if "lr" in options else "learning_rate"
+    return options | {rate: decaying(options[rate])}
+
+
 def path(optimizer, gradients, params):
     """The parameters after each step, {leaf: (steps, n)}."""
+    return jax.tree.map(np.asarray, traced_path(optimizer, gradients, params))
+
+
+def traced_path(optimizer, gradients, params):
+    """The same as JAX arrays, for where hyperparameters are traced."""
 
     def step(carry, g):
         params, state = carry
@@ -46,8 +57,7 @@ def path(optimizer, gradients, params):
         return (params, state), params
 
     params = jax.tree.map(jnp.asarray, params)
-    _, taken = jax.lax.scan(step, (params, optimizer.init(params)), gradients)
-    return jax.tree.map(np.asarray, taken)
+    return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[1]
 
 
 def assert_same_path(ours, theirs, params, rtol=3e-5):

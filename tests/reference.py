@@ -7,6 +7,9 @@ Sources:
   [K] Kingma, Ba: Adam, 2015, section 3 (bias correction).
   [N] Sutskever et al.: On the importance of initialization and momentum, 2013 (Nesterov).
   [L] Loshchilov, Hutter: Decoupled Weight Decay Regularization, 2019, algorithm 2.
+  [T] torch.optim.RMSprop, the algorithm in its documentation.
+  [P] Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks,
+      2013, algorithm 1 (norm clipping); keras.optimizers.Optimizer for whose norm it is.
 
 A decaying average is taken here as what it is: a weighted mean of all gradients so
 far. The variance is then the weighted mean of squared distances from that mean, and
@@ -108,3 +111,40 @@ def rmsprop(
         updates.append(-step - rate * weight_decay * params)  # [L]
         params = params + updates[-1]
     return np.stack(updates)
+
+
+def pytorch(
+    gradients,
+    params,
+    lr,
+    alpha,
+    eps,
+    weight_decay=0.0,
+    momentum=0.0,
+    centered=False,
+    maximize=False,
+):
+    """[T] The updates of torch's RMSprop for fixed ``gradients``, before weights decay."""
+    second_moment = variance if centered else mean_square
+    seen, updates = [], []
+    buffer = np.zeros_like(params)
+    for t, g in enumerate(gradients):
+        seen.append((-g if maximize else g) + weight_decay * params)
+        x = normalize(seen[-1], second_moment(np.stack(seen), alpha), eps, eps_in_sqrt=False)
+        buffer = momentum * buffer + x
+        updates.append(-(lr(t) if callable(lr) else lr) * buffer)
+        params = params + updates[-1]
+    return np.stack(updates)
+
+
+def keras_clipped(gradients, clipnorm=None, clipvalue=None, global_clipnorm=None):
+    """[P] What Keras makes of gradients {leaf: (steps, n)}; at most one limit is given."""
+    norms = {k: np.linalg.norm(g, axis=1, keepdims=True) for k, g in gradients.items()}
+    if clipvalue is not None:
+        return {k: np.clip(g, -clipvalue, clipvalue) for k, g in gradients.items()}
+    if clipnorm is not None:
+        return {k: g / np.maximum(1, norms[k] / clipnorm) for k, g in gradients.items()}
+    if global_clipnorm is not None:
+        norm = np.sqrt(sum(n**2 for n in norms.values()))
+        return {k: g / np.maximum(1, norm / global_clipnorm) for k, g in gradients.items()}
+    return gradients

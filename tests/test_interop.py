@@ -503,6 +503,16 @@ BAD = {
         ValueError,
         ["dense.bias", "'b'", "dense/bias"],
     ),
+    "mapping of strings": (
+        lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.bias": "b"}),
+        TypeError,
+        ["dense.bias", "Place", "'b'"],
+    ),
+    "hyperparameter that is no number": (
+        lambda: load_torch(torch_checkpoint(), momentum=lambda _: 0.9),
+        TypeError,
+        ["momentum"],
+    ),
     "two to one place": (
         lambda: load_torch(
             torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.bias": Place("dense/kernel")}

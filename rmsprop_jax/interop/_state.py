@@ -28,7 +28,8 @@ class Place(NamedTuple):
         {"conv.weight": Place("conv/kernel", axes=(2, 3, 1, 0)), "conv.bias": Place("conv/bias")}
 
     Attributes:
-      path: The keys that lead to the leaf, joined by ``/``.
+      path: The keys that lead to the leaf, joined by ``/``. In an ``nnx.State`` each ends
+        in ``/value``, in what ``nnx.to_pure_dict`` makes of it none does.
       axes: The order in which the leaf has the array's axes, as in `numpy.transpose`;
         ``None`` leaves them as they are.
       unflatten: The shape in which to see the array before its axes are permuted;
@@ -175,18 +176,13 @@ def matched(
     """
     if mapping is None:
         mapping = {name: Place(name.replace(separator, "/")) for name in names}
-    paths = [path(keys) for keys, _ in tree_leaves_with_path(params)]
-    sources: dict[str, str] = {}
     for name in names:
         if name not in mapping:
             raise ValueError(f"the mapping has no {name!r}, a parameter in the checkpoint")
+    paths = [path(keys) for keys, _ in tree_leaves_with_path(params)]
+    sources: dict[str, str] = {}
     for name, place in mapping.items():
-        if name not in names:
-            raise ValueError(
-                f"the checkpoint has no parameter {name!r} as the mapping has, only {sorted(names)}"
-            )
-        if place.path not in paths:
-            raise ValueError(f"{name}: params have no leaf {place.path!r}, only {sorted(paths)}")
+        _check_entry(name, place, names, paths)
         if place.path in sources:
             raise ValueError(f"{name} and {sources[place.path]} both lead to {place.path!r}")
         sources[place.path] = name
@@ -194,6 +190,17 @@ def matched(
         if leaf not in sources:
             raise ValueError(f"params: nothing in the checkpoint leads to {leaf!r}")
     return mapping
+
+
+def _check_entry(name: str, place: Any, names: Collection[str], paths: Collection[str]) -> None:
+    if not isinstance(place, Place):
+        raise TypeError(f"{name}: the mapping must lead to a Place, got {place!r}")
+    if name not in names:
+        raise ValueError(
+            f"the checkpoint has no parameter {name!r} as the mapping has, only {sorted(names)}"
+        )
+    if place.path not in paths:
+        raise ValueError(f"{name}: params have no leaf {place.path!r}, only {sorted(paths)}")
 
 
 def resume(

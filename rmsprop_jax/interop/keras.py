@@ -64,6 +64,7 @@ def load(
     _state.check_names(hyperparameters, _HYPERPARAMETERS, "keras.optimizers.RMSprop")
     optimizer = _model(source).optimizer if _is_path(source) else source
     options = _hyperparameters(_config(optimizer), hyperparameters)
+    transformation = dialects.keras(**options)
     slots = _slots(options)
     found = _variables(optimizer)
     records = {}
@@ -72,7 +73,6 @@ def load(
         record = _state.checked_record(name, _array(variable), arrays, slots)
         records[name] = _state.turned(record)
     places = _state.matched(mapping, records, params)
-    transformation = dialects.keras(**options)
     step = int(_array(optimizer.iterations))
     params, state = _state.resume(params, places, records, transformation, step)
     return Resumed(params, transformation, state, step, (options,))
@@ -153,6 +153,7 @@ def _config(optimizer: Any) -> dict[str, Any]:
     for name in ("use_ema", "loss_scale_factor", "gradient_accumulation_steps"):
         if config.get(name):
             raise ValueError(f"{name}={config[name]}: dialects.keras has nothing for it")
+    # Exclusions are not in the config, and have no public name.
     for variable in _trained(optimizer):
         if config["weight_decay"] and not optimizer._use_weight_decay(variable):
             raise ValueError(

@@ -88,6 +88,7 @@ def load(
     _state.check_names(hyperparameters, _HYPERPARAMETERS, "torch.optim.RMSprop")
     checkpoint = _read(source)
     groups = _groups(checkpoint, names, mapping, hyperparameters)
+    optimizers = [dialects.pytorch(**group.hyperparameters) for group in groups]
     records, labels, steps = {}, {}, [0]
     for label, group in enumerate(groups):
         for index, name in group.names.items():
@@ -96,10 +97,10 @@ def load(
             labels[name] = str(label)
             steps.append(step)
     places = _state.matched(mapping, records, params, ".")
-    optimizer = _optimizer(groups, {place.path: labels[name] for name, place in places.items()})
-    step = max(steps)
-    params, state = _state.resume(params, places, records, optimizer, step)
-    return Resumed(params, optimizer, state, step, tuple(g.hyperparameters for g in groups))
+    label_of = {place.path: labels[name] for name, place in places.items()}
+    optimizer = optimizers[0] if len(optimizers) == 1 else _partition(optimizers, label_of)
+    params, state = _state.resume(params, places, records, optimizer, max(steps))
+    return Resumed(params, optimizer, state, max(steps), tuple(g.hyperparameters for g in groups))
 
 
 def save(
@@ -296,17 +297,13 @@ def _parameter(
     return value, slots, int(slots.pop("step", 0))
 
 
-def _optimizer(
-    groups: Sequence[_Group], labels: Mapping[str, str]
+def _partition(
+    optimizers: Sequence[optax.GradientTransformationExtraArgs], label_of: Mapping[str, str]
 ) -> optax.GradientTransformationExtraArgs:
-    optimizers = [dialects.pytorch(**group.hyperparameters) for group in groups]
-    if len(optimizers) == 1:
-        return optimizers[0]
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda keys, _: label_of[_state.path(keys)], params)
 
-    def label(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda p, _: labels[_state.path(p)], params)
-
-    return optax.partition({str(i): one for i, one in enumerate(optimizers)}, label)
+    return optax.partition({str(i): one for i, one in enumerate(optimizers)}, labels)
 
 
 def _aliases(model: Mapping[str, Any], name: str) -> list[str]:

@@ -9,13 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from paths import assert_same_path, decaying, path, problem
+from paths import assert_same_path, path, problem, scheduled
 from runs import keras_path, tensorflow_v1_path, torch_path
 
 from rmsprop_jax import dialects
-
-# Keras with NumPy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def every(**choices):
@@ -25,10 +22,8 @@ def every(**choices):
 
 def check(dialect, framework_path, options, schedule, gradients, params):
     theirs = framework_path(options, gradients, params, schedule)
-    if schedule:
-        rate = "lr" if "lr" in options else "learning_rate"
-        options = options | {rate: decaying(options[rate])}
-    assert_same_path(path(dialect(**options), gradients, params), theirs, params)
+    ours = dialect(**scheduled(options) if schedule else options)
+    assert_same_path(path(ours, gradients, params), theirs, params)
 
 
 @pytest.mark.parametrize("schedule", [False, True])

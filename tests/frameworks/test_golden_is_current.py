@@ -1,0 +1,45 @@
+"""The recorded paths are what the frameworks do today. Needs the extra `frameworks`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paths import assert_same_path
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NAMES = ["torch", "keras", "tensorflow_v1"]
+
+
+def arrays(leaves):
+    return {k: np.asarray(v) for k, v in leaves.items()}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden")
+    subprocess.run([sys.executable, GOLDEN / "record.py", "--output", folder], check=True)
+    return {path.stem: json.loads(path.read_text()) for path in folder.iterdir()}
+
+
+def test_files_are_those_recorded(fresh):
+    assert {path.stem for path in GOLDEN.glob("*.json")} == set(fresh) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_is_current(name, fresh):
+    new, old = fresh[name], json.loads((GOLDEN / f"{name}.json").read_text())
+    # NumPy makes the problem only, and that is compared below.
+    for record in (new, old):
+        assert record["versions"].pop("numpy")
+    assert new["versions"] == old["versions"]
+    for given in ("every", "gradients", "params"):
+        assert new[given] == old[given]
+    assert len(new["cases"]) == len(old["cases"])
+    for new_case, old_case in zip(new["cases"], old["cases"], strict=True):
+        # Another CPU may round otherwise.
+        new_path, old_path = (arrays(case.pop("path")) for case in (new_case, old_case))
+        assert new_case == old_case
+        assert_same_path(new_path, old_path, arrays(old["params"]), rtol=1e-6)

@@ -1,0 +1,475 @@
+"""The dialects: their names, their formulas in float64, and numbers that others have printed.
+
+Against the frameworks themselves: tests/frameworks/test_parity.py.
+"""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from optax.tree_utils import tree_get
+from paths import assert_same_path, path, problem, scheduled, traced_path
+from test_bad_input import NOT_A_NUMBER, NOT_A_SIZE, NOT_IN_UNIT_INTERVAL, name_of
+
+import rmsprop_jax
+from rmsprop_jax import dialects
+
+REQUIRED = inspect.Parameter.empty
+SIGNATURES = {
+    "pytorch": {
+        "lr": 1e-2,
+        "alpha": 0.99,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "momentum": 0.0,
+        "centered": False,
+        "maximize": False,
+    },
+    "keras": {
+        "learning_rate": 1e-3,
+        "rho": 0.9,
+        "momentum": 0.0,
+        "epsilon": 1e-7,
+        "centered": False,
+        "weight_decay": None,
+        "clipnorm": None,
+        "clipvalue": None,
+        "global_clipnorm": None,
+    },
+    "tensorflow_v1": {
+        "learning_rate": REQUIRED,
+        "decay": 0.9,
+        "momentum": 0.0,
+        "epsilon": 1e-10,
+        "centered": False,
+    },
+    "hinton": {"learning_rate": REQUIRED, "decay": 0.9},
+    "graves": {"learning_rate": 1e-4, "decay": 0.95, "momentum": 0.9, "eps": 1e-4},
+    "dqn": {"learning_rate": 2.5e-4, "decay": 0.95, "eps": 0.01},
+}
+WITH_MOMENTUM = [name for name, options in SIGNATURES.items() if "momentum" in options]
+CENTRED = ["graves", "dqn"]
+RATES = ("lr", "learning_rate")
+DECAYS = ("alpha", "rho", "decay", "momentum")
+FLAGS = ("centered", "maximize")
+NUMBERS = [(name, k) for name, options in SIGNATURES.items() for k in options if k not in FLAGS]
+
+
+def rate_of(name):
+    return next(k for k in RATES if k in SIGNATURES[name])
+
+
+def build(name, **options):
+    return getattr(dialects, name)(**{rate_of(name): 1e-2} | options)
+
+
+def problem_of(name, seed=0, **size):
+    # With weight decay inside it: see tests/frameworks/test_parity.py.
+    return problem(seed, **size, smallest=1e-3 if name == "pytorch" else 1e-6)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name):
+    parameters = inspect.signature(getattr(dialects, name)).parameters.values()
+    assert [(p.name, p.default) for p in parameters] == list(SIGNATURES[name].items())
+    assert {p.kind for p in parameters} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+
+# Each dialect in float64, given all of its arguments.
+REFERENCES = {
+    "pytorch": reference.pytorch,
+    "keras": lambda g, w, learning_rate, rho, momentum, epsilon, centered, weight_decay: (
+        reference.rmsprop(
+            g,
+            w,
+            learning_rate,
+            decay=rho,
+            eps=epsilon,
+            centered=centered,
+            momentum=momentum,
+            weight_decay=weight_decay or 0.0,
+        )
+    ),
+    "tensorflow_v1": lambda g, w, learning_rate, decay, momentum, epsilon, centered: (
+        reference.rmsprop(
+            g,
+            w,
+            learning_rate,
+            decay=decay,
+            eps=epsilon,
+            initial_scale=1.0,
+            centered=centered,
+            momentum=momentum,
+        )
+    ),
+    "hinton": lambda g, w, learning_rate, decay: reference.rmsprop(
+        g, w, learning_rate, decay=decay, eps=0.0
+    ),
+    "graves": lambda g, w, learning_rate, decay, momentum, eps: reference.rmsprop(
+        g, w, learning_rate, decay=decay, eps=eps, centered=True, momentum=momentum
+    ),
+    "dqn": lambda g, w, learning_rate, decay, eps: reference.rmsprop(
+        g, w, learning_rate, decay=decay, eps=eps, centered=True
+    ),
+}
+CASES = [
+    ("pytorch", {}),
+    ("pytorch", {"alpha": 0.9}),
+    ("pytorch", {"eps": 1e-2}),
+    ("pytorch", {"weight_decay": 1e-3}),
+    ("pytorch", {"momentum": 0.9}),
+    ("pytorch", {"centered": True}),
+    ("pytorch", {"weight_decay": 1e-3, "maximize": True}),
+    ("pytorch", {"weight_decay": 1e-3, "momentum": 0.9, "centered": True, "maximize": True}),
+    ("keras", {}),
+    ("keras", {"rho": 0.99}),
+    ("keras", {"epsilon": 1e-2}),
+    ("keras", {"weight_decay": 1e-2, "momentum": 0.9}),
+    ("keras", {"centered": True}),
+    ("keras", {"clipnorm": 0.5}),
+    ("keras", {"clipvalue": 0.1}),
+    ("keras", {"global_clipnorm": 0.5}),
+    ("keras", {"weight_decay": 1e-2, "momentum": 0.9, "centered": True, "clipnorm": 0.5}),
+    ("tensorflow_v1", {}),
+    ("tensorflow_v1", {"decay": 0.99}),
+    ("tensorflow_v1", {"epsilon": 1.0}),
+    ("tensorflow_v1", {"momentum": 0.9}),
+    ("tensorflow_v1", {"momentum": 0.9, "centered": True, "epsilon": 1e-3}),
+    ("hinton", {}),
+    ("hinton", {"decay": 0.99}),
+    ("graves", {}),
+    ("graves", {"decay": 0.99, "momentum": 0.0}),
+    ("graves", {"eps": 1e-8}),
+    ("dqn", {}),
+    ("dqn", {"decay": 0.99}),
+    ("dqn", {"eps": 1e-8}),
+]
+
+
+def reference_path(name, options, gradients, params):
+    options = SIGNATURES[name] | options
+    limits = {k: options.pop(k) for k in list(options) if "clip" in k}
+    gradients = {k: g.astype(np.float64) for k, g in gradients.items()}
+    gradients = reference.keras_clipped(gradients, **limits)
+    params = {k: w.astype(np.float64) for k, w in params.items()}
+    updates = {k: REFERENCES[name](gradients[k], params[k], **options) for k in gradients}
+    return {k: params[k] + np.cumsum(u, axis=0) for k, u in updates.items()}
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_path_is_the_references(name, options, schedule):
+    options = {rate_of(name): 1e-2} | options
+    if schedule:
+        options = scheduled(options)
+    gradients, params = problem_of(name)
+    ours = path(build(name, **options), gradients, params)
+    assert_same_path(ours, reference_path(name, options, gradients, params), params)
+
+
+@pytest.mark.parametrize("limit", ["clipnorm", "clipvalue", "global_clipnorm"])
+def test_limit_of_zero_does_not_clip(limit):
+    gradients, params = problem(seed=0, steps=20)
+    ours = path(dialects.keras(**{limit: 0}), gradients, params)
+    jax.tree.map(np.testing.assert_array_equal, ours, path(dialects.keras(), gradients, params))
+
+
+def test_hinton_stays_where_gradients_are_zero():
+    gradients, params = problem(seed=0, steps=20)
+    gradients["w"][:] = 0
+    taken = path(dialects.hinton(1e-2), gradients, params)
+    np.testing.assert_array_equal(taken["w"], np.tile(params["w"], (20, 1)))
+
+
+def updates_of(optimizer, gradients, params):
+    def step(state, g):
+        updates, state = optimizer.update(g, state, params)
+        return state, updates
+
+    return jax.lax.scan(step, optimizer.init(params), gradients)[1]
+
+
+def test_learning_rate_stands_outside_torchs_buffer_and_inside_the_others():
+    """After a change from rate to new, Keras still works off what it gathered at the old one."""
+    steps, change, mu, rate, new = 80, 40, 0.9, 1e-2, 2e-3
+    gradients, params = problem_of("pytorch", steps=steps)
+
+    def schedule(count):
+        return jnp.where(count < change, rate, new)
+
+    torch = dialects.pytorch(schedule, alpha=0.9, eps=0.0, momentum=mu)
+    torch = updates_of(torch, gradients, params)
+    after = np.arange(1, steps - change + 1)[:, None]
+    for inside in (
+        dialects.keras(schedule, rho=0.9, epsilon=0.0, momentum=mu),
+        rmsprop_jax.rmsprop(schedule, 0.9, 0.0, momentum=mu),
+    ):
+        inside = updates_of(inside, gradients, params)
+        for leaf, outside in torch.items():
+            difference = inside[leaf] - outside
+            np.testing.assert_allclose(difference[:change], 0, atol=1e-5 * rate)
+            gathered = outside[change - 1] / rate
+            expected = (rate - new) * mu**after * gathered
+            np.testing.assert_allclose(difference[change:], expected, atol=1e-5 * rate)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"centered": True}, {"weight_decay": 1e-3, "momentum": 0.9, "maximize": True}],
+    ids=str,
+)
+def test_pytorch_takes_a_complex_parameter_as_two_real_ones(options):
+    (real, real_start), (imag, imag_start) = (problem_of("pytorch", seed) for seed in (0, 1))
+    optimizer = dialects.pytorch(**options)
+    taken = path(
+        optimizer,
+        {k: jax.lax.complex(real[k], imag[k]) for k in real},
+        {k: jax.lax.complex(real_start[k], imag_start[k]) for k in real},
+    )
+    for part, gradients, start in ((np.real, real, real_start), (np.imag, imag, imag_start)):
+        ours = {k: part(v) for k, v in taken.items()}
+        assert_same_path(ours, path(optimizer, gradients, start), start, rtol=1e-6)
+
+
+SIZES = {
+    "lr": [1e-3, 1e-2],
+    "learning_rate": [1e-3, 1e-2],
+    "alpha": [0.9, 0.99],
+    "rho": [0.9, 0.99],
+    "decay": [0.9, 0.99],
+    "momentum": [0.0, 0.9],
+    "eps": [1e-8, 1e-2],
+    "epsilon": [1e-8, 1e-2],
+    "weight_decay": [0.0, 1e-2],
+    "clipnorm": [0.1, 1.0],
+    "clipvalue": [0.1, 1.0],
+    "global_clipnorm": [0.1, 1.0],
+}
+
+
+@pytest.mark.parametrize(("name", "argument"), NUMBERS)
+def test_vmap_over_a_hyperparameter(name, argument):
+    gradients, params = problem_of(name, steps=20)
+
+    def taken(value):
+        return traced_path(build(name, **{argument: value}), gradients, params)
+
+    values = SIZES[argument]
+    together = jax.tree.map(np.asarray, jax.vmap(taken)(jnp.array(values)))
+    for i, value in enumerate(values):
+        alone = path(build(name, **{argument: value}), gradients, params)
+        assert_same_path({k: v[i] for k, v in together.items()}, alone, params)
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_inject_hyperparams(name, schedule):
+    gradients, params = problem_of(name, steps=20)
+    options = {rate_of(name): 1e-2}
+    if schedule:
+        options = scheduled(options)
+    injected = optax.inject_hyperparams(getattr(dialects, name))(**options)
+    hyperparams = injected.init(params).hyperparams
+    numbers = {k for k, v in SIGNATURES[name].items() if k not in FLAGS and v is not None}
+    assert set(hyperparams) == numbers
+    expected = path(build(name, **options), gradients, params)
+    assert_same_path(path(injected, gradients, params), expected, params)
+
+
+@pytest.mark.parametrize("name", WITH_MOMENTUM)
+def test_momentum_of_zero_keeps_no_buffer(name):
+    def buffer(momentum):
+        state = build(name, momentum=momentum).init(jnp.ones(3))
+        return tree_get(state, "trace")
+
+    assert buffer(0.0) is None
+    assert buffer(0.9).shape == (3,)
+    assert jax.eval_shape(buffer, 0.0).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {"centered": True}) for name in ("pytorch", "keras", "tensorflow_v1")]
+    + [(name, {}) for name in SIGNATURES],
+    ids=str,
+)
+def test_bfloat16_parameters_have_float32_averages(name, options):
+    options = options | ({"momentum": 0.9} if name in WITH_MOMENTUM else {})
+    params = jnp.ones(3, jnp.bfloat16)
+    optimizer = build(name, **options)
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    average = "var" if options.get("centered") or name in CENTRED else "nu"
+    assert updates.dtype == jnp.bfloat16
+    assert tree_get(state, average).dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
+
+
+def taken_steps(optimizer, params, gradients):
+    """The parameters and the state after each of the ``gradients``."""
+    state = optimizer.init(params)
+    for g in gradients:
+        updates, state = optimizer.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        yield params, state
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [rmsprop_jax.rmsprop(0.01, 0.9, 1e-8), dialects.keras(0.01, epsilon=1e-8)],
+    ids=["rmsprop", "keras"],
+)
+def test_printed_by_codecademy(optimizer):
+    # codecademy.com/resources/docs/ai/neural-networks/rmsprop
+    theta, g = jnp.array([0.2, 0.4, 0.6]), jnp.array([-0.5, 0.3, 0.24])
+    [(theta, _)] = taken_steps(optimizer, theta, [g])
+    np.testing.assert_allclose(theta, [0.23162277, 0.36837724, 0.56837725], rtol=1e-6)
+
+
+# keras/src/optimizers/rmsprop_test.py, the next four.
+def test_printed_by_keras_single_step():
+    params, g = jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([1.0, 6.0, 7.0, 2.0])
+    [(params, _)] = taken_steps(dialects.keras(learning_rate=0.5), params, [g])
+    np.testing.assert_allclose(params, [-0.5811, 0.4189, 1.4189, 2.4189], rtol=1e-4)
+
+
+def test_printed_by_keras_weight_decay():
+    optimizer = dialects.keras(learning_rate=1.0, weight_decay=0.004)
+    *_, (params, _) = taken_steps(optimizer, jnp.array(2.0), [jnp.array(0.0)] * 3)
+    np.testing.assert_allclose(params, 1.9760959, rtol=1e-6)
+
+
+def test_printed_by_keras_centered():
+    gradients = [jnp.full(10, 0.01), *[jnp.arange(0.1, 1.1, 0.1)] * 4]
+    steps = taken_steps(dialects.keras(centered=True), jnp.ones(10), gradients)
+    golden = [0.9967, 0.9933, 0.9908, 0.9885, 0.9864]
+    for (params, _), expected in zip(steps, golden, strict=True):
+        np.testing.assert_allclose(params, np.full(10, expected), atol=5e-4)
+
+
+@pytest.mark.parametrize(("limit", "square"), [("clipnorm", 0.5), ("clipvalue", 1.0)])
+def test_printed_by_keras_clipping(limit, square):
+    """A gradient of [100, 100], at a limit of 1; the average shows what was left of it."""
+    optimizer = dialects.keras(**{limit: 1})
+    [(_, state)] = taken_steps(optimizer, jnp.ones(2), [jnp.full(2, 100.0)])
+    np.testing.assert_allclose(tree_get(state, "nu"), [0.1 * square] * 2, rtol=1e-6)
+
+
+# tensorflow/python/training/rmsprop_test.py, the next two.
+def tensorflow_test_steps(**options):
+    params = {"var0": jnp.array([1.0, 2.0]), "var1": jnp.array([3.0, 4.0])}
+    g = {"var0": jnp.array([0.1, 0.1]), "var1": jnp.array([0.01, 0.01])}
+    optimizer = dialects.tensorflow_v1(learning_rate=2.0, decay=0.9, **options)
+    return taken_steps(optimizer, params, [g, g])
+
+
+def test_printed_by_tensorflow_without_momentum():
+    var0, var1 = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    after = [(0.901, 0.90001), (0.901 * 0.9 + 0.001, 0.90001 * 0.9 + 1e-5)]
+    steps = tensorflow_test_steps(momentum=0.0, epsilon=1.0)
+    for (params, state), (rms0, rms1) in zip(steps, after, strict=True):
+        var0 = var0 - 0.1 * 2.0 / np.sqrt(rms0 + 1.0)
+        var1 = var1 - 0.01 * 2.0 / np.sqrt(rms1 + 1.0)
+        nu = tree_get(state, "nu")
+        np.testing.assert_allclose([*nu["var0"], *nu["var1"]], [rms0] * 2 + [rms1] * 2, rtol=1e-6)
+        np.testing.assert_allclose([params["var0"], params["var1"]], [var0, var1], rtol=1e-6)
+
+
+def test_printed_by_tensorflow_with_momentum():
+    var0, var1, mom0, mom1 = np.array([1.0, 2.0]), np.array([3.0, 4.0]), 0.0, 0.0
+    after = [(0.901, 0.90001), (0.901 * 0.9 + 0.001, 0.90001 * 0.9 + 1e-5)]
+    steps = tensorflow_test_steps(momentum=0.5, epsilon=1e-5)
+    for (params, state), (rms0, rms1) in zip(steps, after, strict=True):
+        mom0 = 0.5 * mom0 + 0.1 * 2.0 / np.sqrt(rms0 + 1e-5)
+        mom1 = 0.5 * mom1 + 0.01 * 2.0 / np.sqrt(rms1 + 1e-5)
+        var0, var1 = var0 - mom0, var1 - mom1
+        buffer = tree_get(state, "trace")
+        buffered = abs(np.array([*buffer["var0"], *buffer["var1"]]))
+        np.testing.assert_allclose(buffered, [mom0] * 2 + [mom1] * 2, rtol=1e-6)
+        np.testing.assert_allclose([params["var0"], params["var1"]], [var0, var1], rtol=1e-6)
+
+
+def test_printed_by_dive_into_deep_learning():
+    # d2l.ai, section 12.8.3: f = 0.1 x1^2 + 2 x2^2; it prints six decimals.
+    optimizer = rmsprop_jax.rmsprop(learning_rate=0.4, decay=0.9, eps=1e-6)
+    x = jnp.array([-5.0, -2.0])
+    state = optimizer.init(x)
+    for _ in range(20):
+        updates, state = optimizer.update(jnp.array([0.2, 4.0]) * x, state)
+        x = optax.apply_updates(x, updates)
+    np.testing.assert_allclose(x, [-0.010599, 0.0], atol=6e-7)
+
+
+# The dialect, the argument, what is wrong with it, and what the message must say is allowed.
+REFUSED = [
+    case
+    for name, k in NUMBERS
+    for case in [
+        *((name, k, bad, TypeError, ">= 0") for bad in NOT_A_NUMBER if bad is not None),
+        (name, k, jnp.ones(3), ValueError, "one number"),
+        *(
+            ((name, k, bad, ValueError, "< 1") for bad in NOT_IN_UNIT_INTERVAL)
+            if k in DECAYS
+            else ((name, k, bad, ValueError, ">= 0") for bad in NOT_A_SIZE)
+        ),
+    ]
+]
+REFUSED += [
+    (name, k, None, TypeError, ">= 0") for name, k in NUMBERS if SIGNATURES[name][k] is not None
+]
+REFUSED += [
+    (name, k, optax.constant_schedule(0.9), TypeError, "inject_hyperparams")
+    for name, k in NUMBERS
+    if k not in RATES
+]
+REFUSED += [
+    (name, k, bad, TypeError, "True or False")
+    for name, options in SIGNATURES.items()
+    for k in options
+    if k in FLAGS
+    for bad in (1, None, "yes")
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "bad", "error", "allowed"), REFUSED, ids=name_of)
+def test_refused(name, argument, bad, error, allowed):
+    with pytest.raises(error) as refused:
+        build(name, **{argument: bad})
+    message = str(refused.value)
+    assert message.startswith(f"{argument} ")
+    assert allowed in message
+    assert str(np.shape(bad)) in message or repr(bad) in message
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_schedule_that_returns_an_array_is_refused(name):
+    rate = rate_of(name)
+    optimizer = build(name, **{rate: lambda _: jnp.ones(3)})
+    with pytest.raises(ValueError, match=rf"^{rate}\(.*one number.*\(3,\)"):
+        optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)), jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"clipnorm": 1.0, "clipvalue": 2.0},
+        {"clipvalue": 1.0, "global_clipnorm": 2.0},
+        {"clipnorm": 1.0, "global_clipnorm": 2.0},
+        {"clipnorm": 0, "clipvalue": 0, "global_clipnorm": 0},
+    ],
+    ids=str,
+)
+def test_two_limits_are_refused(limits):
+    with pytest.raises(ValueError, match="clipnorm, clipvalue, global_clipnorm") as refused:
+        dialects.keras(**limits)
+    assert str(limits) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["pytorch", "keras"])
+def test_weight_decay_without_params_is_refused(name):
+    optimizer = build(name, weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"weight_decay=0\.1 needs params"):
+        optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
