@@ -84,11 +84,11 @@ def check_momentum(momentum: Any, nesterov: Any) -> None:
 def check_params_given(name: str, value: Any, params: Any) -> None:
     """Raises if ``params``, which the argument ``name`` needs, are missing."""
     if params is None:
-        traced = isinstance(value, Tracer)
+        given = "a traced value" if isinstance(value, Tracer) else value
         hint = f"; to keep it a number in optax.inject_hyperparams, static_args={name!r}"
         raise ValueError(
-            f"{name}={'a traced value' if traced else value} needs params, got None: call "
-            f"update(updates, state, params){hint if traced else ''}"
+            f"{name}={given} needs params, got None: call update(updates, state, params)"
+            f"{hint if isinstance(value, jax.Array) else ''}"
         )
 
 

@@ -269,14 +269,15 @@ def test_state_of_another_model(params):
         rmsprop(0.1).update(tree(), state, params)
 
 
-def test_traced_weight_decay_without_params():
-    """Under inject_hyperparams even a weight decay of zero is traced; the message says how not."""
+@pytest.mark.parametrize("transform", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_array_of_weight_decay_without_params(transform):
+    """Under inject_hyperparams a weight decay of zero is an array; the message says how not."""
     optimizer = optax.inject_hyperparams(rmsprop)(learning_rate=0.1)
     state = optimizer.init(tree())
     with pytest.raises(ValueError, match=r"weight_decay.*params.*static_args='weight_decay'"):
-        jax.jit(optimizer.update)(tree(), state)
+        transform(optimizer.update)(tree(), state)
     static = optax.inject_hyperparams(rmsprop, static_args="weight_decay")(learning_rate=0.1)
-    jax.jit(static.update)(tree(), static.init(tree()))
+    transform(static.update)(tree(), static.init(tree()))
 
 
 def test_state_of_another_accumulator_dtype_is_refused(x64):
