@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from quickstart import History, load, picture, train, whole_number
+from quickstart import History, flags, load, train, whole_number
 
 from rmsprop_jax import dialects, rmsprop
 
@@ -64,26 +64,15 @@ def draw(columns: dict[str, dict[str, History]], path: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The flags, each checked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = flags(__doc__, "dialects.png")
     parser.add_argument("--epochs", type=whole_number, default=10, help="passes over the data")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the split, the network and the batches"
-    )
-    parser.add_argument(
-        "--output", type=picture, default=Path("dialects.png"), help="where the picture goes"
-    )
-    args = parser.parse_args()
-    if not 0 <= args.seed < 2**32:
-        parser.error(f"argument --seed: must be >= 0 and < 2**32, got {args.seed}")
-    return args
+    parser.set_defaults(batch_size=32)
+    return parser.parse_args()
 
 
 def main() -> None:
     """Trains, draws and prints the result."""
     args = parse_arguments()
-    args.batch_size = 32
     data = load(args.seed)
     columns = {}
     for title, rates in {

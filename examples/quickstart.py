@@ -200,11 +200,30 @@ def picture(text: str) -> Path:
     return path
 
 
+def seed(text: str) -> int:
+    """A seed that NumPy takes, or argparse's error."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be >= 0 and < 2**32, got {text!r}")
+    return int(text)
+
+
+def flags(description: str | None, output: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every example has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--seed", type=seed, default=0, help="of the split, the network and the batches"
+    )
+    parser.add_argument(
+        "--output", type=picture, default=Path(output), help="where the picture goes"
+    )
+    return parser
+
+
 def parse_arguments() -> argparse.Namespace:
     """The flags, each checked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = flags(__doc__, "quickstart.png")
     parser.add_argument("--epochs", type=whole_number, default=30, help="passes over the data")
     parser.add_argument(
         "--batch-size", type=whole_number, default=32, help="digits a step, at most 1198"
@@ -218,15 +237,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--decay", type=number_below(1), default=0.9, help="of RMSprop's average, >= 0 and < 1"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the split, the network and the batches"
-    )
-    parser.add_argument(
-        "--output", type=picture, default=Path("quickstart.png"), help="where the picture goes"
-    )
     args = parser.parse_args()
-    if not 0 <= args.seed < 2**32:
-        parser.error(f"argument --seed: must be >= 0 and < 2**32, got {args.seed}")
     if args.batch_size > 1198:
         parser.error(f"argument --batch-size: must be at most 1198, got {args.batch_size}")
     return args
