@@ -88,6 +88,10 @@ def assert_equal_trees(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def assert_trees_close(trees, rtol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), *trees)
+
+
 def test_torch_arrays_come_to_their_places():
     checkpoint = torch_checkpoint()
     resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
@@ -140,12 +144,15 @@ def test_torch_without_a_mapping_keeps_names_and_axes():
     )
 
 
-def test_torch_before_the_first_step():
-    checkpoint = torch_checkpoint()
-    checkpoint["optimizer_state_dict"]["state"] = {}
-    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
-    assert resumed.step == 0
-    assert_equal_trees(resumed.state, resumed.optimizer.init(PARAMS))
+def test_torch_saves_into_an_optimizer_before_its_first_step():
+    resumed = interop.torch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING)
+    fresh = torch_checkpoint()
+    fresh["optimizer_state_dict"]["state"] = {}
+    saved = interop.torch.save(fresh, resumed.params, resumed.state, TORCH_MAPPING, step=7)
+    back = interop.torch.load(saved, PARAMS, TORCH_MAPPING)
+    assert back.step == 7
+    assert_equal_trees(back.params, resumed.params)
+    assert_trees_close((back.state, resumed.state))
 
 
 def test_torch_groups_keep_their_hyperparameters():
@@ -176,6 +183,15 @@ def test_torch_groups_there_and_back():
         assert back.keys() == slots_.keys()
         for name, x in slots_.items():
             np.testing.assert_allclose(back[name], x, rtol=1e-6)
+
+
+def test_torch_groups_may_each_have_their_own():
+    names, rates = ["dense.bias", "dense.weight"], [lambda _: 0.5, 0.25]
+    resumed = interop.torch.load(
+        two_groups(), PARAMS, TORCH_MAPPING, names=names, lr=rates, eps=1.0
+    )
+    assert [h["lr"] for h in resumed.hyperparameters] == rates
+    assert [h["eps"] for h in resumed.hyperparameters] == [1.0, 1.0]
 
 
 def test_torch_names_in_the_checkpoint_are_used():
@@ -290,6 +306,20 @@ OPTAX_OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("name", ["RMSProp", "own"])
+def test_tensorflow_slots_in_the_optimizers_scope(name):
+    plain = tensorflow_checkpoint()
+    scoped = {
+        f"train/{key}".replace("RMSProp", name) if "RMSProp" in key else key: x
+        for key, x in plain.items()
+    }
+    resumed = interop.tensorflow_v1.load(scoped, PARAMS, name=name, learning_rate=0.1, momentum=0.9)
+    expected = interop.tensorflow_v1.load(plain, PARAMS, learning_rate=0.1, momentum=0.9)
+    assert_equal_trees((resumed.params, resumed.state), (expected.params, expected.state))
+    saved = interop.tensorflow_v1.save(scoped, resumed.params, resumed.state, name=name, step=7)
+    assert_trees_close((saved, scoped))
+
+
 @pytest.mark.parametrize("schedule", [False, True])
 @pytest.mark.parametrize("options", OPTAX_OPTIONS, ids=str)
 @pytest.mark.usefixtures("x64")
@@ -385,6 +415,20 @@ def nan_in(name):
     return change
 
 
+def in_dtype(dtype):
+    return jax.tree.map(lambda x: x.astype(dtype), PARAMS)
+
+
+def with_place(place):
+    return lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.weight": place})
+
+
+def save_torch(params=PARAMS, optimizer=None, step=1, **target):
+    optimizer = optimizer or dialects.pytorch(momentum=0.9, centered=True)
+    checkpoint = torch_checkpoint(**target)
+    return interop.torch.save(checkpoint, params, optimizer.init(params), TORCH_MAPPING, step=step)
+
+
 ADAM = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "params": [0, 1]}
 BAD = {
     "centred state, uncentred optimizer": (
@@ -410,7 +454,7 @@ BAD = {
     "missing state": (
         lambda: load_torch(broken(lambda c, _: c["optimizer_state_dict"]["state"].pop(1))),
         ValueError,
-        ["dense.bias has no square_avg"],
+        ["dense.bias has no state", "square_avg", "[1]"],
     ),
     "wrong shape of a slot": (
         lambda: load_torch(broken(put("square_avg", np.ones((3, 2), np.float32)))),
@@ -540,57 +584,82 @@ BAD = {
         ValueError,
         ["dense.weight", "(2, 0)", "(2, 3)"],
     ),
-    "save an uncentred state to a centred optimizer": (
-        lambda: interop.torch.save(
-            torch_checkpoint(),
-            PARAMS,
-            dialects.pytorch(momentum=0.9).init(PARAMS),
-            TORCH_MAPPING,
-            step=1,
+    "place that is flattened otherwise": (
+        with_place(Place("dense/kernel", axes=(0, 2, 1), unflatten=(2, 3, 1))),
+        AssertionError,
+        ["dense.weight", "(2, 1, 3)", "(3, 2)"],
+    ),
+    "axes that are one number": (
+        with_place(Place("dense/kernel", axes=1)),
+        TypeError,
+        ["dense.weight", "whole numbers", "axes=1"],
+    ),
+    "axes that are floats": (
+        with_place(Place("dense/kernel", axes=(1.0, 0.0))),
+        TypeError,
+        ["dense.weight", "whole numbers", "(1.0, 0.0)"],
+    ),
+    "mapping that is a list": (
+        lambda: load_torch(torch_checkpoint(), mapping=["dense.weight", "dense.bias"]),
+        TypeError,
+        ["mapping", "{name: Place}"],
+    ),
+    "one value too few for the groups": (
+        lambda: load_torch(two_groups(), names=["dense.bias", "dense.weight"], lr=[0.1]),
+        ValueError,
+        ["lr=[0.1]", "2 param_groups"],
+    ),
+    "too large for the leaf": (
+        lambda: load_torch(
+            broken(lambda c, _: c["model_state_dict"].update({"dense.bias": np.full(2, 1e6)})),
+            params=in_dtype(jnp.float16),
         ),
         ValueError,
-        ["dense.weight", "no mean", "grad_avg"],
+        ["dense/bias, in float16, must be finite"],
+    ),
+    "average too large for float32": (
+        lambda: load_torch(broken(put("square_avg", np.full((2, 3), 1e300)))),
+        ValueError,
+        ["var of dense/kernel, in float32, must be finite"],
+    ),
+    "complex for a real leaf": (
+        lambda: load_torch(
+            broken(lambda c, _: c["model_state_dict"].update({"dense.bias": np.ones(2, complex)}))
+        ),
+        TypeError,
+        ["dense/bias is complex128", "float32"],
+    ),
+    "real for a complex leaf": (
+        lambda: load_torch(torch_checkpoint(), params=in_dtype(jnp.complex64)),
+        TypeError,
+        ["dense/", "is float32", "complex64"],
+    ),
+    "save an uncentred state to a centred optimizer": (
+        lambda: save_torch(optimizer=dialects.pytorch(momentum=0.9)),
+        ValueError,
+        ["dialects.pytorch", "missing", ".mu['dense']['kernel']"],
     ),
     "save momentum to an optimizer without": (
-        lambda: interop.torch.save(
-            torch_checkpoint(centered=False, momentum=0.0),
-            PARAMS,
-            dialects.pytorch(momentum=0.9).init(PARAMS),
-            TORCH_MAPPING,
-            step=1,
-        ),
+        lambda: save_torch(optimizer=dialects.pytorch(momentum=0.9), centered=False, momentum=0.0),
         ValueError,
-        ["dense.weight", "a momentum", "none"],
+        ["dialects.pytorch", "unexpected", ".trace['dense']['kernel']"],
+    ),
+    "save the state of another dialect": (
+        lambda: save_torch(optimizer=dialects.keras(momentum=0.9, centered=True)),
+        ValueError,
+        ["dialects.pytorch", "missing", "unexpected"],
     ),
     "save the state of another optimizer": (
-        lambda: interop.torch.save(
-            torch_checkpoint(),
-            PARAMS,
-            optax.lion(0.1).init(PARAMS) and optax.adadelta(0.1).init(PARAMS),
-            TORCH_MAPPING,
-            step=1,
-        ),
+        lambda: save_torch(optimizer=optax.adadelta(0.1)),
         ValueError,
-        ["e_g", "nu"],
+        ["dialects.pytorch", "e_g['dense']['kernel']"],
     ),
-    "save without the step": (
-        lambda: interop.torch.save(
-            torch_checkpoint(),
-            PARAMS,
-            dialects.pytorch(momentum=0.9, centered=True).init(PARAMS),
-            TORCH_MAPPING,
-        ),
-        ValueError,
-        ["step"],
-    ),
+    "save without the step": (lambda: save_torch(step=None), ValueError, ["step must be given"]),
+    "save with half a step": (lambda: save_torch(step=1.5), ValueError, ["step", ">= 0", "1.5"]),
+    "save with a negative step": (lambda: save_torch(step=-1), ValueError, ["step", ">= 0", "-1"]),
+    "save with a step of text": (lambda: save_torch(step="3"), ValueError, ["step", "'3'"]),
     "save parameters that are not finite": (
-        lambda: interop.torch.save(
-            torch_checkpoint(),
-            jax.tree.map(lambda x: x * jnp.nan, PARAMS),
-            dialects.pytorch(momentum=0.9, centered=True).init(PARAMS),
-            TORCH_MAPPING,
-            step=1,
-        ),
+        lambda: save_torch(params=jax.tree.map(lambda x: x * jnp.nan, PARAMS)),
         ValueError,
         ["params: dense/", "finite"],
     ),
@@ -618,7 +687,7 @@ BAD = {
     "tensorflow: a slot without its variable": (
         lambda: interop.tensorflow_v1.load({"w/RMSProp": normal(2)}, PARAMS, learning_rate=0.1),
         ValueError,
-        ["w/RMSProp", "no w"],
+        ["slots of w", "no such variable"],
     ),
     "tensorflow: a schedule without a step": (
         lambda: interop.tensorflow_v1.load(
@@ -643,6 +712,20 @@ BAD = {
         lambda: interop.optax.load(optax.adam(0.1).init(PARAMS), PARAMS, **FREE),
         AssertionError,
         ["source"],
+    ),
+    "optax: nan in a parameter": (
+        lambda: interop.optax.load(
+            optax.rmsprop(**FREE).init(PARAMS), jax.tree.map(lambda x: x * jnp.nan, PARAMS), **FREE
+        ),
+        ValueError,
+        ["params: dense/", "finite"],
+    ),
+    "tensorflow: save the state of another dialect": (
+        lambda: interop.tensorflow_v1.save(
+            tensorflow_checkpoint(), PARAMS, dialects.pytorch().init(PARAMS), step=1
+        ),
+        ValueError,
+        ["dialects.tensorflow_v1", "missing", "unexpected"],
     ),
     "optax: nan in an average": (
         lambda: interop.optax.load(

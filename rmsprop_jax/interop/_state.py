@@ -5,8 +5,10 @@ framework's names and layout. `resume` makes parameters and a state of records, 
 `records` makes records of parameters and a state.
 """
 
+import itertools
 import math
-from collections.abc import Collection, Mapping
+import operator
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -76,7 +78,8 @@ class Resumed(NamedTuple):
       params: The parameters, in the structure and dtypes of those given.
       optimizer: The transformation that the framework ran, with its hyperparameters.
       state: The state of ``optimizer``.
-      step: Steps taken; ``None`` if the checkpoint does not say.
+      step: Steps taken, the most that any parameter has; ``None`` if the checkpoint does
+        not say.
       hyperparameters: What ``optimizer`` was made with: a dictionary for each group of
         parameters, of which only torch may have more than one.
     """
@@ -145,6 +148,14 @@ def checked_array(name: str, x: Any, shape: tuple[int, ...] | None = None) -> np
     return array
 
 
+def cast(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
+    """``x`` in another floating-point dtype, if it can hold it."""
+    if np.iscomplexobj(x) != jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"{name} is {x.dtype}, it cannot become {dtype}")
+    with np.errstate(over="ignore"):
+        return checked_array(f"{name}, in {dtype},", x.astype(dtype))
+
+
 def check_names(given: Collection[str], allowed: Collection[str], source: str) -> None:
     """Raises unless every name in ``given`` is one of ``allowed``."""
     for name in given:
@@ -152,14 +163,20 @@ def check_names(given: Collection[str], allowed: Collection[str], source: str) -
             raise TypeError(f"{source} has no {name!r}, only {', '.join(allowed)}")
 
 
-def check_fits(name: str, record: Record, slots: Slots) -> None:
-    """Raises unless the record has just what the framework's optimizer keeps."""
-    for field, slot in slots.items():
-        if (getattr(record, field) is None) != (slot is None):
-            raise ValueError(
-                f"{name}: the state has {'a' if slot is None else 'no'} {field}, the optimizer to "
-                f"save to keeps {slot or 'none'}: centered and momentum must be alike"
-            )
+def check_state(state: Any, expected: Any, dialect: str) -> None:
+    """Raises unless ``state`` keeps what ``expected`` does, a state of ``dialect``."""
+
+    def averages(tree: Any) -> set[str]:
+        # It may count steps where the other does not: for a schedule.
+        leaves = tree_leaves_with_path(tree)
+        return {keystr(keys) for keys, _ in leaves if GetAttrKey("count") not in keys}
+
+    found, wanted = averages(state), averages(expected)
+    if found != wanted:
+        raise ValueError(
+            f"state is not that of {dialect} with the centered and momentum of the optimizer to "
+            f"save to: missing {sorted(wanted - found)}, unexpected {sorted(found - wanted)}"
+        )
 
 
 def turned(record: Record) -> Record:
@@ -176,6 +193,8 @@ def matched(
     """
     if mapping is None:
         mapping = {name: Place(name.replace(separator, "/")) for name in names}
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"mapping must be a dictionary {{name: Place}}, got {mapping!r}")
     for name in names:
         if name not in mapping:
             raise ValueError(f"the mapping has no {name!r}, a parameter in the checkpoint")
@@ -193,14 +212,22 @@ def matched(
 
 
 def _check_entry(name: str, place: Any, names: Collection[str], paths: Collection[str]) -> None:
-    if not isinstance(place, Place):
-        raise TypeError(f"{name}: the mapping must lead to a Place, got {place!r}")
+    if not isinstance(place, Place) or not all(_is_whole(x) for x in (place.axes, place.unflatten)):
+        raise TypeError(
+            f"{name}: the mapping must lead to a Place with tuples of whole numbers, got {place!r}"
+        )
     if name not in names:
         raise ValueError(
             f"the checkpoint has no parameter {name!r} as the mapping has, only {sorted(names)}"
         )
     if place.path not in paths:
         raise ValueError(f"{name}: params have no leaf {place.path!r}, only {sorted(paths)}")
+
+
+def _is_whole(x: Any) -> bool:
+    if x is None:
+        return True
+    return isinstance(x, Sequence) and all(isinstance(n, int | np.integer) for n in x)
 
 
 def resume(
@@ -225,7 +252,8 @@ def resume(
         fields["var"][place.path] = None if mean is None else variance(square, mean)
 
     def parameter(keys: KeyPath, like: Any) -> jax.Array:
-        return jnp.asarray(fields["value"][path(keys)], jnp.result_type(like))
+        x = fields["value"][path(keys)]
+        return jnp.asarray(cast(path(keys), x, jnp.result_type(like)))
 
     state = fill(jax.eval_shape(optimizer.init, params), fields, step)
     return tree_map_with_path(parameter, params), state
@@ -249,8 +277,10 @@ def records(
         )
         if mean is not None and var is not None:
             square = mean_square(var, mean)
-        if square is None or np.shape(square) != value.shape:
-            raise ValueError(f"state has no averages for the parameter {place.path!r}")
+        for x in (square, mean, momentum):
+            if x is not None:
+                message = f"state: averages of {place.path} must be as params"
+                chex.assert_equal(x.shape, value.shape, custom_message=message)
         arrays: list[Any] = [
             None if x is None else place.from_jax(x, shapes[name])
             for x in (value, square, mean, momentum)
@@ -269,9 +299,15 @@ def check_place(
     if math.prod(seen) != math.prod(shape) or sorted(order) != list(range(len(seen))):
         raise ValueError(f"{name}: {place} does not fit an array of shape {shape}")
     turned = tuple(seen[axis] for axis in order)
-    if place.unflatten is None or math.prod(turned) != math.prod(leaf_shape):
+    if place.unflatten is None or not _merges(turned, leaf_shape):
         message = f"{name}: an array of shape {shape} must become the leaf at {place.path!r}"
         chex.assert_equal(turned, leaf_shape, custom_message=message)
+
+
+def _merges(shape: tuple[int, ...], merged: tuple[int, ...]) -> bool:
+    """Whether ``merged`` comes of ``shape`` by making one axis of neighbours."""
+    ends, merged_ends = (list(itertools.accumulate(s, operator.mul)) for s in (shape, merged))
+    return ends[-1:] == merged_ends[-1:] and set(merged_ends) <= set(ends)
 
 
 def variance(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -322,12 +358,13 @@ def fill(state: Any, fields: Mapping[str, Mapping[str, Any]], step: int | None) 
             return jnp.asarray(step or 0, like.dtype)
         x = fields[field][parameter]
         # The real part of x / 1j is the imaginary part of x.
-        return jnp.asarray(x if unit is None else np.real(x / unit), like.dtype)
+        part = x if unit is None else np.real(x / unit)
+        return jnp.asarray(cast(f"{field} of {parameter}", part, like.dtype))
 
     return tree_map_with_path(array, state)
 
 
-def step_count(state: Any, step: int | None) -> int:
+def step_count(state: Any, step: Any) -> int:
     """``step``, or else what the state has counted."""
     counts = list(read(state)["count"].values())
     if step is None and not counts:
@@ -335,7 +372,10 @@ def step_count(state: Any, step: int | None) -> int:
             "step must be given, the number of steps taken: the state does not count them, "
             "as the learning rate is constant"
         )
-    return int(counts[0]) if step is None else step
+    step = counts[0] if step is None else step
+    if not np.issubdtype(np.asarray(step).dtype, np.integer) or step < 0:
+        raise ValueError(f"step must be a whole number >= 0, got {step!r}")
+    return int(step)
 
 
 def _meaning(keys: KeyPath) -> tuple[str, str, complex | None]:

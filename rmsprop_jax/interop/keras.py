@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rmsprop_jax import dialects
@@ -38,7 +40,8 @@ def load(
       params: A tree with the structure, shapes and dtypes that the parameters are to
         have. Its values are not used.
       mapping: For each variable that the optimizer trains, by its ``path``, its place in
-        ``params``. ``None``: ``conv2d/kernel`` is at ``conv2d/kernel``.
+        ``params``. ``None``: ``conv2d/kernel`` is at ``conv2d/kernel``. In a live
+        Sequential model paths begin with its name, from a file they do not.
       **hyperparameters: Arguments of `dialects.keras` in the place of the optimizer's.
         Needed for a learning rate that is a schedule of Keras: write it for Optax.
 
@@ -111,20 +114,27 @@ def save(
         model.save(unfinished)
         os.replace(unfinished, target)
         return target
-    slots = _slots(_config(target))
+    config = _config(target)
+    slots = _slots(config)
     step = _state.step_count(state, step)
     found = _variables(target)
     shapes = {name: tuple(variable.shape) for name, (variable, _) in found.items()}
     places = _state.matched(mapping, shapes, params)
+    transformation = dialects.keras(**_hyperparameters(config, {"learning_rate": 0.0}))
+    _state.check_state(state, jax.eval_shape(transformation.init, params), "dialects.keras")
     records = _state.records(params, state, places, shapes)
-    for name, record in records.items():
-        _state.check_fits(name, record, slots)
+    assigned = []
     for name, record in records.items():
         variable, slot_variables = found[name]
-        _assign(variable, record.value)
+        assigned.append((variable, record.value))
         for field, slot in slots.items():
             if slot is not None:
-                _assign(slot_variables[slot], getattr(_state.turned(record), field))
+                assigned.append((slot_variables[slot], getattr(_state.turned(record), field)))
+    # All is converted before any is assigned.
+    assigned = [(v, _state.cast(v.path, x, jnp.dtype(v.dtype))) for v, x in assigned]
+    for variable, x in assigned:
+        # TensorFlow takes no bfloat16 of JAX's.
+        variable.assign(x.astype(np.result_type(x, np.float32)))
     target.iterations.assign(step)
     return target
 
@@ -136,6 +146,10 @@ def _is_path(source: Any) -> bool:
 def _model(path: str | os.PathLike) -> Any:
     import keras
 
+    if not os.fspath(path).endswith(".keras"):
+        raise ValueError(
+            f"{os.fspath(path)} is no .keras file: load the model, and give its optimizer"
+        )
     model: Any = keras.saving.load_model(path)
     if getattr(model, "optimizer", None) is None:
         raise ValueError(f"{os.fspath(path)} holds no optimizer: its model was not compiled")
@@ -164,8 +178,9 @@ def _config(optimizer: Any) -> dict[str, Any]:
 
 def _hyperparameters(config: Mapping[str, Any], instead: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: instead.get(name, config[name]) for name in _HYPERPARAMETERS}
-    if isinstance(options["learning_rate"], Mapping):
-        schedule = options["learning_rate"].get("class_name")
+    rate = options["learning_rate"]
+    if isinstance(rate, Mapping) or type(rate).__module__.partition(".")[0] == "keras":
+        schedule = rate["class_name"] if isinstance(rate, Mapping) else type(rate).__name__
         raise ValueError(f"learning_rate is Keras's {schedule}: give learning_rate=, one for Optax")
     return options
 
@@ -201,9 +216,3 @@ def _array(variable: Any) -> np.ndarray:
     import keras
 
     return np.array(keras.ops.convert_to_numpy(variable))
-
-
-def _assign(variable: Any, x: np.ndarray) -> None:
-    variable.assign(
-        x.astype(np.float32) if variable.dtype == "bfloat16" else x.astype(variable.dtype)
-    )

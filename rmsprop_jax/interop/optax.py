@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.tree_util import tree_leaves_with_path
 
 from rmsprop_jax import _checks
 from rmsprop_jax._optimizer import rmsprop
@@ -18,7 +19,8 @@ def load(source: optax.OptState, params: optax.Params, **hyperparameters: Any) -
     """A run of ``optax.rmsprop``, to go on with `rmsprop_jax.rmsprop`.
 
     Args:
-      source: The state of ``optax.rmsprop``.
+      source: The state of ``optax.rmsprop``: of an ``optax.chain``, the part that is
+        its; of ``optax.inject_hyperparams``, the ``inner_state``.
       params: The parameters; `Resumed` has the same.
       **hyperparameters: The arguments of ``optax.rmsprop``, as the run had them: its
         state does not hold them.
@@ -43,6 +45,8 @@ def load(source: optax.OptState, params: optax.Params, **hyperparameters: Any) -
     """
     optimizer = rmsprop(**hyperparameters)
     _check_state("source", source, optax.rmsprop(**hyperparameters), params)
+    for keys, leaf in tree_leaves_with_path(params):
+        _state.checked_array(f"params: {_state.path(keys)}", leaf)
     fields = _state.read(source)
     step = _count(fields)
     start, data = _start_and_data(step, **hyperparameters)

@@ -9,14 +9,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jax.tree_util import tree_leaves_with_path
 
 from rmsprop_jax import dialects
 from rmsprop_jax.interop import _state
 from rmsprop_jax.interop._state import Place, Resumed
 
 _HYPERPARAMETERS = ("learning_rate", "decay", "momentum", "epsilon", "centered")
-_SLOT = "RMSProp"
 _STEP = "global_step"
 
 
@@ -25,6 +26,7 @@ def load(
     params: Any,
     mapping: Mapping[str, Place] | None = None,
     *,
+    name: str = "RMSProp",
     step: int | None = None,
     **hyperparameters: Any,
 ) -> Resumed:
@@ -32,7 +34,8 @@ def load(
 
     The slots of a variable ``w`` are ``w/RMSProp``, which averages squares, then, if
     the optimizer is centred, the average of gradients, and last the momentum, as
-    ``w/RMSProp_1`` and ``w/RMSProp_2``.
+    ``w/RMSProp_1`` and ``w/RMSProp_2``; all in the scope in which the optimizer was
+    made, if there was one: ``train/w/RMSProp``.
 
     Args:
       source: The checkpoint's prefix, such as ``"run/model.ckpt-1000"``, or a dictionary
@@ -41,8 +44,11 @@ def load(
         have. Its values are not used.
       mapping: For each variable that the optimizer trains, its place in ``params``.
         ``None``: ``net/w`` is at ``net/w``.
+      name: The optimizer's name, as in TensorFlow.
       step: Steps taken; ``None`` is the variable ``global_step``, if there is one.
       **hyperparameters: The arguments of `dialects.tensorflow_v1`, as the run had them.
+        The checkpoint shows only if ``centered`` is wrong: TensorFlow keeps a momentum
+        buffer in any case, and without ``momentum`` it is left behind.
 
     Returns:
       A `Resumed`.
@@ -70,13 +76,13 @@ def load(
     _state.check_names(hyperparameters, _HYPERPARAMETERS, "tf.compat.v1.train.RMSPropOptimizer")
     optimizer = dialects.tensorflow_v1(**hyperparameters)
     variables = _read(source)
-    slots = _slots(hyperparameters.get("centered", False))
+    slots = _slots(name, hyperparameters.get("centered", False))
     keeps_momentum = hyperparameters.get("momentum", 0.0) > 0
     records = {}
-    for name in _trained(variables):
-        found = {key: variables[f"{name}/{key}"] for key in _found_slots(variables, name)}
-        record = _state.turned(_state.checked_record(name, variables[name], found, slots))
-        records[name] = record if keeps_momentum else record._replace(momentum=None)
+    for variable, keys in _trained(variables, name).items():
+        found = {slot: variables[key] for slot, key in keys.items()}
+        record = _state.turned(_state.checked_record(variable, variables[variable], found, slots))
+        records[variable] = record if keeps_momentum else record._replace(momentum=None)
     places = _state.matched(mapping, records, params)
     step = int(variables[_STEP]) if step is None and _STEP in variables else step
     if step is None and callable(hyperparameters["learning_rate"]):
@@ -91,6 +97,7 @@ def save(
     state: Any,
     mapping: Mapping[str, Place] | None = None,
     *,
+    name: str = "RMSProp",
     step: int | None = None,
 ) -> Mapping[str, Any] | str | os.PathLike:
     """The checkpoint ``target`` with these parameters and this state in the place of its own.
@@ -101,6 +108,7 @@ def save(
       params: The parameters.
       state: The state of `dialects.tensorflow_v1`.
       mapping: As in `load`.
+      name: As in `load`.
       step: Steps taken, for ``global_step`` if the checkpoint has it; ``None`` is what
         the state has counted, which it does only if the learning rate is a schedule.
 
@@ -112,21 +120,31 @@ def save(
         is not, or the other way round.
     """
     variables = _read(target)
-    names = _trained(variables)
-    shapes = {name: np.shape(variables[name]) for name in names}
+    trained = _trained(variables, name)
+    shapes = {variable: np.shape(variables[variable]) for variable in trained}
     places = _state.matched(mapping, shapes, params)
+    centered = all(len(keys) == 3 for keys in trained.values())
+    buffered = any(
+        "trace" in jax.tree_util.keystr(keys) for keys, _ in tree_leaves_with_path(state)
+    )
+    optimizer = dialects.tensorflow_v1(0.0, momentum=0.9 * buffered, centered=centered)
+    expected = jax.eval_shape(optimizer.init, params)
+    _state.check_state(state, expected, "dialects.tensorflow_v1")
     saved = dict(variables)
-    for name, record in _state.records(params, state, places, shapes).items():
+    for variable, record in _state.records(params, state, places, shapes).items():
         # TensorFlow keeps a buffer also without momentum, and multiplies it by zero.
         buffer = np.zeros_like(record.square) if record.momentum is None else record.momentum
         record = _state.turned(record._replace(momentum=buffer))
-        slots = _slots(centered=len(_found_slots(variables, name)) == 3)
-        _state.check_fits(name, record, slots)
-        saved[name] = record.value
-        saved |= {f"{name}/{slot}": getattr(record, f) for f, slot in slots.items() if slot}
+        arrays = {variable: record.value} | {
+            trained[variable][slot]: getattr(record, field)
+            for field, slot in _slots(name, centered).items()
+            if slot is not None
+        }
+        for key, x in arrays.items():
+            saved[key] = _state.cast(key, x, np.asarray(variables[key]).dtype)
     if _STEP in variables:
-        saved[_STEP] = np.array(_state.step_count(state, step))
-    saved = {name: x.astype(np.asarray(variables[name]).dtype) for name, x in saved.items()}
+        step = _state.step_count(state, step)
+        saved[_STEP] = np.array(step, np.asarray(variables[_STEP]).dtype)
     if isinstance(target, Mapping):
         return saved
     _write(saved, target)
@@ -138,6 +156,11 @@ def _read(source: Mapping[str, Any] | str | os.PathLike) -> Mapping[str, Any]:
         return source
     import tensorflow as tf
 
+    if os.path.isdir(source):
+        latest = tf.train.latest_checkpoint(os.fspath(source))
+        raise ValueError(
+            f"{os.fspath(source)} is a folder: give a checkpoint's prefix, as {latest}"
+        )
     reader = tf.train.load_checkpoint(os.fspath(source))
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
@@ -157,26 +180,32 @@ def _write(variables: Mapping[str, np.ndarray], prefix: str | os.PathLike) -> No
         saver.save(session, os.fspath(prefix), write_meta_graph=False, write_state=False)
 
 
-def _trained(variables: Mapping[str, Any]) -> list[str]:
-    suffix = f"/{_SLOT}"
-    names = [name.removesuffix(suffix) for name in variables if name.endswith(suffix)]
-    if not names:
+def _trained(variables: Mapping[str, Any], name: str) -> dict[str, dict[str, str]]:
+    """{variable: {slot: its name in the checkpoint}} of all variables with slots."""
+    trained: dict[str, dict[str, str]] = {}
+    for key in variables:
+        path, _, slot = key.rpartition("/")
+        if slot == name or slot.startswith(f"{name}_"):
+            trained.setdefault(_variable(path, variables), {})[slot] = key
+    if not trained:
         raise ValueError(
-            f"not a tf.compat.v1.train.RMSPropOptimizer: no variable has a slot {_SLOT}; found "
-            f"{sorted(variables)}"
+            f"not a tf.compat.v1.train.RMSPropOptimizer with name={name!r}: no variable has such "
+            f"a slot; found {sorted(variables)}"
         )
-    for name in names:
-        if name not in variables:
-            raise ValueError(f"the checkpoint has {name}{suffix}, but no {name}")
-    return names
+    return trained
 
 
-def _found_slots(variables: Mapping[str, Any], name: str) -> list[str]:
-    prefix = f"{name}/{_SLOT}"
-    return [key.removeprefix(f"{name}/") for key in variables if key.startswith(prefix)]
+def _variable(path: str, variables: Mapping[str, Any]) -> str:
+    """The variable with a slot at ``path``, which may begin with the optimizer's scope."""
+    variable = path
+    while variable not in variables:
+        _, slash, variable = variable.partition("/")
+        if not slash:
+            raise ValueError(f"the checkpoint has slots of {path}, but no such variable")
+    return variable
 
 
-def _slots(centered: bool) -> dict[str, str | None]:
+def _slots(name: str, centered: bool) -> dict[str, str | None]:
     if centered:
-        return {"square": _SLOT, "mean": f"{_SLOT}_1", "momentum": f"{_SLOT}_2"}
-    return {"square": _SLOT, "mean": None, "momentum": f"{_SLOT}_1"}
+        return {"square": name, "mean": f"{name}_1", "momentum": f"{name}_2"}
+    return {"square": name, "mean": None, "momentum": f"{name}_1"}

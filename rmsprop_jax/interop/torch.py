@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -46,16 +47,19 @@ def load(
     Args:
       source: The checkpoint, a dictionary with ``"model_state_dict"`` and
         ``"optimizer_state_dict"``, or the path of a file that ``torch.save`` made of it.
+        Of a file with other keys or objects, make such a dictionary yourself.
       params: A tree with the structure, shapes and dtypes that the parameters are to
         have. Its values are not used.
       mapping: For each parameter that the optimizer has, its place in ``params``; see
         `mapping_of` for one made from the model. ``None``: ``conv.weight`` is at
         ``conv/weight``, with torch's axes.
-      names: The names of the parameters in the order in which the optimizer got
-        them. Needed for several groups, and then only if the optimizer was not made
-        from ``model.named_parameters()``.
+      names: The names of the parameters in the order in which the optimizer got them.
+        Not needed if it was made from ``model.named_parameters()``: the names are in
+        the checkpoint then; nor for one group in the order of ``model.parameters()``,
+        which is what is assumed without names.
       **hyperparameters: Arguments of `dialects.pytorch` in the place of those in the
-        checkpoint: ``lr=schedule``, for torch saves only the rate of the moment.
+        checkpoint: ``lr=schedule``, for torch saves only the rate of the moment. A list
+        has one value for each group.
 
     Returns:
       A `Resumed`. With several groups of parameters, its optimizer is an
@@ -88,17 +92,15 @@ def load(
     _state.check_names(hyperparameters, _HYPERPARAMETERS, "torch.optim.RMSprop")
     checkpoint = _read(source)
     groups = _groups(checkpoint, names, mapping, hyperparameters)
-    optimizers = [dialects.pytorch(**group.hyperparameters) for group in groups]
-    records, labels, steps = {}, {}, [0]
-    for label, group in enumerate(groups):
+    names = [name for group in groups for name in group.names.values()]
+    places = _state.matched(mapping, names, params, ".")
+    optimizer = _transformation(groups, places)
+    records, steps = {}, [0]
+    for group in groups:
         for index, name in group.names.items():
             value, slots, step = _parameter(checkpoint, index, name, group)
             records[name] = _state.checked_record(name, value, slots, group.slots)
-            labels[name] = str(label)
             steps.append(step)
-    places = _state.matched(mapping, records, params, ".")
-    label_of = {place.path: labels[name] for name, place in places.items()}
-    optimizer = optimizers[0] if len(optimizers) == 1 else _partition(optimizers, label_of)
     params, state = _state.resume(params, places, records, optimizer, max(steps))
     return Resumed(params, optimizer, state, max(steps), tuple(g.hyperparameters for g in groups))
 
@@ -119,7 +121,8 @@ def save(
         the one loaded, or one of a new model and optimizer, before any step. A file
         is written anew.
       params: The parameters.
-      state: The state of `dialects.pytorch`, or of the optimizer that `load` returned.
+      state: The state of `dialects.pytorch`; with several groups, of the optimizer that
+        `load` returned.
       mapping: As in `load`.
       names: As in `load`.
       step: Steps taken; ``None`` is what the state has counted, which it does only
@@ -139,18 +142,21 @@ def save(
     model, slots = copy.copy(checkpoint[_MODEL]), {}
     shapes = {name: tuple(model[name].shape) for group in groups for name in group.names.values()}
     places = _state.matched(mapping, shapes, params, ".")
+    optimizer = _transformation(groups, places)
+    expected = jax.eval_shape(optimizer.init, params)
+    _state.check_state(state, expected, "dialects.pytorch")
     records = _state.records(params, state, places, shapes)
     for group in groups:
         for index, name in group.names.items():
             record, old = records[name], checkpoint[_MODEL][name]
-            _state.check_fits(name, record, group.slots)
-            slots[index] = {"step": _like(np.array(step, np.float32), old, keep_dtype=False)}
+            slots[index] = {"step": _step_like(step, old)}
             slots[index] |= {
-                slot: _like(getattr(record, field), old)
+                slot: _like(f"{name}: {slot}", getattr(record, field), old)
                 for field, slot in group.slots.items()
                 if slot is not None
             }
-            model |= dict.fromkeys(_aliases(checkpoint[_MODEL], name), _like(record.value, old))
+            saved = _like(name, record.value, old)
+            model |= dict.fromkeys(_aliases(checkpoint[_MODEL], name), saved)
     optimizer = {**checkpoint[_OPTIMIZER], "state": slots}
     saved = {**checkpoint, _MODEL: model, _OPTIMIZER: optimizer}
     if isinstance(target, str | os.PathLike):
@@ -220,7 +226,10 @@ def _read(source: Any) -> Mapping[str, Any]:
     for key in (_MODEL, _OPTIMIZER):
         if not isinstance(source, Mapping) or not isinstance(source.get(key), Mapping):
             found = list(source) if isinstance(source, Mapping) else repr(source)
-            raise ValueError(f"a checkpoint is a dictionary with {key!r}, got {found}")
+            raise ValueError(
+                f"a checkpoint is a dictionary {{{_MODEL!r}: ..., {_OPTIMIZER!r}: ...}}, got "
+                f"{found}; make it of the two state dictionaries"
+            )
     return source
 
 
@@ -243,7 +252,11 @@ def _groups(
     names = _names(checkpoint, groups, mapping) if names is None else list(names)
     indices = [index for group in groups for index in group.get("params", ())]
     if len(names) != len(indices) or len(set(names)) != len(names):
-        raise ValueError(f"the optimizer has {len(indices)} parameters, got the names {names}")
+        raise ValueError(
+            f"the optimizer has {len(indices)} parameters, which cannot be {names}; the model has "
+            f"{list(checkpoint[_MODEL])}. Complete the mapping, or give names=, the names of "
+            "the optimizer's parameters in its order"
+        )
     if unknown := [name for name in names if name not in checkpoint[_MODEL]]:
         raise ValueError(f"{_MODEL} has no {unknown}; it has {list(checkpoint[_MODEL])}")
     name_of = dict(zip(indices, names, strict=True))
@@ -289,19 +302,29 @@ def _hyperparameters(
 def _parameter(
     checkpoint: Mapping[str, Any], index: int, name: str, group: _Group
 ) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
-    value = _array(checkpoint[_MODEL][name])
     states = checkpoint[_OPTIMIZER].get("state", {})
-    if not states:  # before the first step
-        return value, {slot: np.zeros_like(value) for slot in group.slots.values() if slot}, 0
-    slots = {slot: _array(x) for slot, x in states.get(index, {}).items()}
-    return value, slots, int(slots.pop("step", 0))
+    if index not in states:
+        raise ValueError(
+            f"{name} has no state, which wants {[slot for slot in group.slots.values() if slot]}: "
+            "the checkpoint is not whole, or the parameter never got a gradient in torch; zeros in "
+            f"['{_OPTIMIZER}']['state'][{index}] let it begin now"
+        )
+    slots = {slot: _array(x) for slot, x in states[index].items()}
+    return _array(checkpoint[_MODEL][name]), slots, int(slots.pop("step", 0))
 
 
-def _partition(
-    optimizers: Sequence[optax.GradientTransformationExtraArgs], label_of: Mapping[str, str]
+def _transformation(
+    groups: Sequence[_Group], places: Mapping[str, Place]
 ) -> optax.GradientTransformationExtraArgs:
+    optimizers = [dialects.pytorch(**group.hyperparameters) for group in groups]
+    if len(optimizers) == 1:
+        return optimizers[0]
+    group_of = {
+        places[name].path: str(i) for i, g in enumerate(groups) for name in g.names.values()
+    }
+
     def labels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda keys, _: label_of[_state.path(keys)], params)
+        return jax.tree_util.tree_map_with_path(lambda keys, _: group_of[_state.path(keys)], params)
 
     return optax.partition({str(i): one for i, one in enumerate(optimizers)}, labels)
 
@@ -322,11 +345,20 @@ def _array(x: Any) -> np.ndarray:
     return np.array(x)
 
 
-def _like(x: np.ndarray, old: Any, *, keep_dtype: bool = True) -> Any:
+def _like(name: str, x: np.ndarray, old: Any) -> Any:
+    """``x`` in the dtype of ``old``, and a tensor on its device if it is one."""
     if not hasattr(old, "detach"):
-        return x.astype(old.dtype) if keep_dtype else x
+        return _state.cast(name, x, old.dtype)
     import torch
 
+    x = _state.cast(name, x, jnp.dtype(str(old.dtype).removeprefix("torch.")))
     # Tensors cannot be made of JAX's bfloat16.
-    tensor = torch.tensor(x.astype(np.result_type(x, np.float32)))
-    return tensor.to(old.device, old.dtype) if keep_dtype else tensor
+    return torch.tensor(x.astype(np.result_type(x, np.float32))).to(old.device, old.dtype)
+
+
+def _step_like(step: int, old: Any) -> Any:
+    if not hasattr(old, "detach"):
+        return np.float32(step)
+    import torch
+
+    return torch.tensor(float(step))

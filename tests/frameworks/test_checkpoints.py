@@ -262,6 +262,22 @@ def test_schedule_of_keras_needs_one_of_ours():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
 
 
+def test_schedule_object_of_keras_is_refused():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    with pytest.raises(ValueError, match=r"ExponentialDecay.*one for Optax"):
+        load_keras(keras_model(), learning_rate=schedule)
+
+
+def test_keras_file_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"run\.h5 is no \.keras file"):
+        interop.keras.load(tmp_path / "run.h5", keras_like())
+
+
+def test_folder_of_tensorflow_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a folder"):
+        interop.tensorflow_v1.load(tmp_path, keras_like(), learning_rate=0.1)
+
+
 class RMSprop(keras.optimizers.RMSprop):
     """Somebody's own, of the same name."""
 
@@ -321,9 +337,13 @@ def test_keras_is_untouched_when_saving_fails():
     mapping = {v.path: Place("/".join(v.path.split("/")[-2:])) for v in model.trainable_variables}
     with pytest.raises(ValueError, match="dense/bias must be finite"):
         interop.keras.save(model.optimizer, bad, resumed.state, mapping, step=2)
-    plain = dialects.keras().init(keras_like())
-    with pytest.raises(ValueError, match="momentum"):
-        interop.keras.save(model.optimizer, keras_like(), plain, mapping, step=2)
+    for dialect in (dialects.keras(), dialects.pytorch(momentum=0.9)):
+        state = dialect.init(keras_like())
+        with pytest.raises(ValueError, match=r"dialects\.keras.*missing.*trace"):
+            interop.keras.save(model.optimizer, keras_like(), state, mapping, step=2)
+    for step, match in (("3", "step must be"), (-1, "step must be"), (None, "step must be given")):
+        with pytest.raises(ValueError, match=match):
+            interop.keras.save(model.optimizer, keras_like(), resumed.state, mapping, step=step)
     after = [v.numpy() for v in model.optimizer.variables + model.trainable_variables]
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
