@@ -18,6 +18,8 @@ tensorflow_v1  1          :math:`\sqrt{v + \epsilon}`                  holds η 
 A centred one has :math:`v - m^2` in the place of :math:`v`. Learning rates may be
 schedules, functions of the number of steps taken. Every dialect keeps what is this
 package's own: averages in at least float32, and a variance that does not cancel.
+Arguments that do not change the numbers are left out (TensorFlow's ``use_locking``,
+torch's ``capturable``): name those behind them.
 """
 
 import jax
@@ -184,9 +186,10 @@ def tensorflow_v1(
         w_{t+1} &= w_t - b_t
 
     Unlike all others: v starts from one, so that the first hundred steps or so are
-    far smaller where gradients are. Otherwise as Keras's, with an epsilon of 1e-10; the
-    papers that use it set their own, up to 1. ``centered`` puts :math:`v_t - m_t^2`
-    in the place of :math:`v_t`.
+    far smaller where gradients are. Gradients are dense here: of an embedding TensorFlow
+    leaves the rows that a step does not touch, and their slots, as they are.
+    Otherwise as Keras's, with an epsilon of 1e-10; the papers that use it set their own,
+    up to 1. ``centered`` puts :math:`v_t - m_t^2` in the place of :math:`v_t`.
 
     Args:
       learning_rate: :math:`\eta \ge 0`, or a schedule.
@@ -387,14 +390,32 @@ def _clip(**limits: Scalar | None) -> optax.GradientTransformation:
 
 
 def _clip_by_norm(limit: Scalar) -> optax.GradientTransformation:
-    def clip(g: jax.Array) -> jax.Array:
-        return _moments.divide(g * limit, jnp.maximum(jnp.linalg.norm(g), limit))
+    def clip(updates: optax.Updates, _: object) -> optax.Updates:
+        return jax.tree.map(lambda g: _shrink(g, _norm([g]), limit), updates)
 
-    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+    return optax.stateless(clip)
+
+
+def _clip_by_global_norm(limit: Scalar) -> optax.GradientTransformation:
+    def clip(updates: optax.Updates, _: object) -> optax.Updates:
+        norm = _norm(jax.tree.leaves(updates))
+        return jax.tree.map(lambda g: _shrink(g, norm, limit), updates)
+
+    return optax.stateless(clip)
+
+
+def _norm(gradients: list[jax.Array]) -> jax.Array:
+    # Optax's has no derivative at zero.
+    squares = (jnp.sum(_moments.squared_magnitude(g)) for g in gradients)
+    return _moments.sqrt(sum(squares, start=jnp.zeros([])))
+
+
+def _shrink(g: jax.Array, norm: jax.Array, limit: Scalar) -> jax.Array:
+    return _moments.divide(g * limit, jnp.maximum(norm, limit))
 
 
 _CLIPPERS = {
     "clipnorm": _clip_by_norm,
     "clipvalue": optax.clip,
-    "global_clipnorm": optax.clip_by_global_norm,
+    "global_clipnorm": _clip_by_global_norm,
 }

@@ -178,6 +178,17 @@ def test_limit_of_zero_does_not_clip(limit):
     jax.tree.map(np.testing.assert_array_equal, ours, path(dialects.keras(), gradients, params))
 
 
+@pytest.mark.parametrize("limit", ["clipnorm", "clipvalue", "global_clipnorm"])
+def test_derivative_of_a_clipped_step_is_finite_at_zero(limit):
+    optimizer = dialects.keras(**{limit: 1.0})
+    state = optimizer.init(jnp.zeros(3))
+
+    def moved(g):
+        return jnp.sum(optimizer.update(g, state)[0])
+
+    assert jnp.isfinite(jax.grad(moved)(jnp.zeros(3))).all()
+
+
 def test_hinton_stays_where_gradients_are_zero():
     gradients, params = problem(seed=0, steps=20)
     gradients["w"][:] = 0

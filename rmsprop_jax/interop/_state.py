@@ -19,7 +19,6 @@ import optax
 from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path, tree_map_with_path
 
 _FIELDS = ("count", "mu", "nu", "trace", "var")
-_UNITS = {"real": 1, "imaginary": 1j}  # names of optax.contrib.split_real_and_imaginary
 
 
 class Place(NamedTuple):
@@ -53,13 +52,14 @@ class Place(NamedTuple):
     def to_jax(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The framework's array, as the leaf of that shape has it."""
         seen = x.reshape(self.seen(x.shape))
-        return seen.transpose(self.order(seen.ndim)).reshape(shape)
+        turned = seen.transpose(self.order(seen.ndim))
+        return turned if self.unflatten is None else turned.reshape(shape)
 
     def from_jax(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The leaf, as the framework's array of that shape has it."""
         seen = self.seen(shape)
         order = self.order(len(seen))
-        turned = x.reshape([seen[axis] for axis in order])
+        turned = x if self.unflatten is None else x.reshape([seen[axis] for axis in order])
         return turned.transpose(np.argsort(order)).reshape(shape)
 
     def seen(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -130,10 +130,14 @@ def checked_record(name: str, value: Any, found: Mapping[str, Any], slots: Slots
         field: None if slot is None else checked_array(f"{name}: {slot}", found[slot], value.shape)
         for field, slot in slots.items()
     }
-    square = arrays["square"]
-    if square is not None and ((np.real(square) < 0) | (np.imag(square) < 0)).any():
-        raise ValueError(f"{name}: {slots['square']} is an average of squares, but negative")
+    check_square(f"{name}: {slots['square']}", arrays["square"])
     return Record(value, **arrays)
+
+
+def check_square(name: str, x: np.ndarray) -> None:
+    """Raises if ``x``, or torch's two real ones in a complex ``x``, is negative anywhere."""
+    if (np.real(x) < 0).any() or (np.imag(x) < 0).any():
+        raise ValueError(f"{name} is an average of squares, but negative")
 
 
 def checked_array(name: str, x: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -156,27 +160,40 @@ def cast(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
         return checked_array(f"{name}, in {dtype},", x.astype(dtype))
 
 
-def check_names(given: Collection[str], allowed: Collection[str], source: str) -> None:
-    """Raises unless every name in ``given`` is one of ``allowed``."""
-    for name in given:
-        if name not in allowed:
-            raise TypeError(f"{source} has no {name!r}, only {', '.join(allowed)}")
+def plain(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """With numbers in the place of scalar arrays and tensors, which may be zero unseen."""
+    return {
+        name: value.item() if hasattr(value, "item") and np.shape(value) == () else value
+        for name, value in hyperparameters.items()
+    }
 
 
-def check_state(state: Any, expected: Any, dialect: str) -> None:
-    """Raises unless ``state`` keeps what ``expected`` does, a state of ``dialect``."""
+def check_state(
+    state: Any,
+    params: Any,
+    dialect: str,
+    constant: optax.GradientTransformation,
+    scheduled: optax.GradientTransformation,
+) -> None:
+    """Raises unless ``state`` is that of ``dialect``, with a constant rate or a schedule."""
 
-    def averages(tree: Any) -> set[str]:
-        # It may count steps where the other does not: for a schedule.
-        leaves = tree_leaves_with_path(tree)
-        return {keystr(keys) for keys, _ in leaves if GetAttrKey("count") not in keys}
+    def leaves(optimizer: optax.GradientTransformation) -> set[str]:
+        init = jax.eval_shape(optimizer.init, params)
+        return {keystr(keys) for keys, _ in tree_leaves_with_path(init)}
 
-    found, wanted = averages(state), averages(expected)
-    if found != wanted:
+    found = {keystr(keys) for keys, _ in tree_leaves_with_path(state)}
+    missing, unexpected = leaves(constant) - found, found - leaves(scheduled)
+    if missing or unexpected:
         raise ValueError(
             f"state is not that of {dialect} with the centered and momentum of the optimizer to "
-            f"save to: missing {sorted(wanted - found)}, unexpected {sorted(found - wanted)}"
+            f"save to: missing {sorted(missing)}, unexpected {sorted(unexpected)}"
         )
+
+
+def zero(count: Any) -> float:
+    """A schedule, for the sake of the state that one has."""
+    del count
+    return 0.0
 
 
 def turned(record: Record) -> Record:
@@ -199,6 +216,8 @@ def matched(
         if name not in mapping:
             raise ValueError(f"the mapping has no {name!r}, a parameter in the checkpoint")
     paths = [path(keys) for keys, _ in tree_leaves_with_path(params)]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"params: two leaves have one path: {sorted(paths)}")
     sources: dict[str, str] = {}
     for name, place in mapping.items():
         _check_entry(name, place, names, paths)
@@ -273,7 +292,7 @@ def records(
         value = checked_array(f"params: {place.path}", leaves[place.path])
         check_place(name, place, shapes[name], value.shape)
         square, mean, var, momentum = (
-            fields[field].get(place.path) for field in ("nu", "mu", "var", "trace")
+            _whole(fields[field], place.path) for field in ("nu", "mu", "var", "trace")
         )
         if mean is not None and var is not None:
             square = mean_square(var, mean)
@@ -339,13 +358,10 @@ def read(state: Any) -> dict[str, dict[str, Any]]:
     """The arrays of a state: {field: {the parameter's path: array}}."""
     fields: dict[str, dict[str, Any]] = {field: {} for field in _FIELDS}
     for keys, leaf in tree_leaves_with_path(state):
-        field, parameter, unit = _meaning(keys)
-        if field == "count":
-            fields[field][parameter] = np.array(leaf)
-        else:
-            x = checked_array(f"state: {field} of {parameter}", leaf)
-            part = x if unit is None else unit * x
-            fields[field][parameter] = fields[field].get(parameter, 0) + part
+        field, of = _field(keys)
+        is_count = field == "count"
+        x = np.array(leaf) if is_count else checked_array(f"state: {field} of {of}", leaf)
+        fields[field][of] = x
     return fields
 
 
@@ -353,15 +369,31 @@ def fill(state: Any, fields: Mapping[str, Mapping[str, Any]], step: int | None) 
     """A state like ``state``, with the arrays of ``fields``: the inverse of `read`."""
 
     def array(keys: KeyPath, like: Any) -> jax.Array:
-        field, parameter, unit = _meaning(keys)
+        field, of = _field(keys)
         if field == "count":
             return jnp.asarray(step or 0, like.dtype)
-        x = fields[field][parameter]
-        # The real part of x / 1j is the imaginary part of x.
-        part = x if unit is None else np.real(x / unit)
-        return jnp.asarray(cast(f"{field} of {parameter}", part, like.dtype))
+        return jnp.asarray(cast(f"{field} of {of}", _part(fields[field], of), like.dtype))
 
     return tree_map_with_path(array, state)
+
+
+def _part(arrays: Mapping[str, Any], of: str) -> np.ndarray:
+    """The array of a parameter, or one part of a complex one.
+
+    ``optax.contrib.split_real_and_imaginary`` keeps those at ``real`` and ``imaginary``.
+    """
+    if of in arrays:
+        return arrays[of]
+    whole, _, part = of.rpartition("/")
+    return {"real": np.real, "imaginary": np.imag}[part](arrays[whole])
+
+
+def _whole(arrays: Mapping[str, Any], of: str) -> np.ndarray | None:
+    """The array of a parameter, put together if it is in two parts; ``None`` if there is none."""
+    real, imaginary = (arrays.get(f"{of}/{part}".strip("/")) for part in ("real", "imaginary"))
+    if of in arrays or real is None or imaginary is None:
+        return arrays.get(of)
+    return real + 1j * imaginary
 
 
 def step_count(state: Any, step: Any) -> int:
@@ -378,15 +410,12 @@ def step_count(state: Any, step: Any) -> int:
     return int(step)
 
 
-def _meaning(keys: KeyPath) -> tuple[str, str, complex | None]:
-    """What a leaf of a state is: field, path of its parameter, and its unit if it is a part."""
+def _field(keys: KeyPath) -> tuple[str, str]:
+    """Which field of a state a leaf belongs to, and the path of its parameter."""
     # The state's own names come first: parameters may have the same ones.
     for i, key in enumerate(keys):
         if isinstance(key, GetAttrKey) and key.name in _FIELDS:
-            of = keys[i + 1 :]
-            if of and isinstance(of[-1], GetAttrKey) and of[-1].name in _UNITS:
-                return key.name, path(of[:-1]), _UNITS[of[-1].name]
-            return key.name, path(of), None
+            return key.name, path(keys[i + 1 :])
     raise ValueError(f"state{keystr(keys)} is not RMSprop's: none of {', '.join(_FIELDS)}")
 
 

@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -64,9 +63,8 @@ def load(
       >>> print(resumed.params["w"], resumed.step)
       [1. 2. 3.] 0
     """
-    _state.check_names(hyperparameters, _HYPERPARAMETERS, "keras.optimizers.RMSprop")
     optimizer = _model(source).optimizer if _is_path(source) else source
-    options = _hyperparameters(_config(optimizer), hyperparameters)
+    options = _hyperparameters(optimizer, hyperparameters)
     transformation = dialects.keras(**options)
     slots = _slots(options)
     found = _variables(optimizer)
@@ -114,15 +112,16 @@ def save(
         model.save(unfinished)
         os.replace(unfinished, target)
         return target
-    config = _config(target)
-    slots = _slots(config)
-    step = _state.step_count(state, step)
+    options = _hyperparameters(target, {"learning_rate": 0.0})
+    slots = _slots(options)
     found = _variables(target)
     shapes = {name: tuple(variable.shape) for name, (variable, _) in found.items()}
     places = _state.matched(mapping, shapes, params)
-    transformation = dialects.keras(**_hyperparameters(config, {"learning_rate": 0.0}))
-    _state.check_state(state, jax.eval_shape(transformation.init, params), "dialects.keras")
+    constant = dialects.keras(**options)
+    scheduled = dialects.keras(**{**options, "learning_rate": _state.zero})
+    _state.check_state(state, params, "dialects.keras", constant, scheduled)
     records = _state.records(params, state, places, shapes)
+    step = _state.step_count(state, step)
     assigned = []
     for name, record in records.items():
         variable, slot_variables = found[name]
@@ -156,8 +155,8 @@ def _model(path: str | os.PathLike) -> Any:
     return model
 
 
-def _config(optimizer: Any) -> dict[str, Any]:
-    """What the optimizer was made with, if `dialects.keras` does the same."""
+def _hyperparameters(optimizer: Any, instead: Mapping[str, Any]) -> dict[str, Any]:
+    """What the optimizer was made with, if `dialects.keras` can do the same."""
     kind = type(optimizer)
     if kind.__name__ != "RMSprop" or kind.__module__.partition(".")[0] != "keras":
         raise ValueError(f"not a keras.optimizers.RMSprop: {kind.__module__}.{kind.__qualname__}")
@@ -167,22 +166,23 @@ def _config(optimizer: Any) -> dict[str, Any]:
     for name in ("use_ema", "loss_scale_factor", "gradient_accumulation_steps"):
         if config.get(name):
             raise ValueError(f"{name}={config[name]}: dialects.keras has nothing for it")
-    # Exclusions are not in the config, and have no public name.
+    options = _state.plain({**{name: config[name] for name in _HYPERPARAMETERS}, **instead})
+    _check_rate(options["learning_rate"])
     for variable in _trained(optimizer):
-        if config["weight_decay"] and not optimizer._use_weight_decay(variable):
+        # Exclusions are not in the config, and have no public name.
+        if options["weight_decay"] and not optimizer._use_weight_decay(variable):
             raise ValueError(
-                f"{variable.path} is excluded from weight decay, dialects.keras excludes none"
+                f"{variable.path} is excluded from weight decay: dialects.keras is not"
             )
-    return config
-
-
-def _hyperparameters(config: Mapping[str, Any], instead: Mapping[str, Any]) -> dict[str, Any]:
-    options = {name: instead.get(name, config[name]) for name in _HYPERPARAMETERS}
-    rate = options["learning_rate"]
-    if isinstance(rate, Mapping) or type(rate).__module__.partition(".")[0] == "keras":
-        schedule = rate["class_name"] if isinstance(rate, Mapping) else type(rate).__name__
-        raise ValueError(f"learning_rate is Keras's {schedule}: give learning_rate=, one for Optax")
+        if variable.constraint is not None:
+            raise ValueError(f"{variable.path} has a constraint: dialects.keras has nothing for it")
     return options
+
+
+def _check_rate(rate: Any) -> None:
+    schedule = rate["class_name"] if isinstance(rate, Mapping) else type(rate).__name__
+    if isinstance(rate, Mapping) or type(rate).__module__.partition(".")[0] == "keras":
+        raise ValueError(f"learning_rate is Keras's {schedule}: give learning_rate=, one for Optax")
 
 
 def _slots(options: Mapping[str, Any]) -> dict[str, str | None]:
@@ -207,6 +207,8 @@ def _variables(optimizer: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
     slots: list[dict[str, Any]] = [{} for _ in trained]
     for slot in ("velocity", "momentum", "average_gradient"):
         kept = [x for x in optimizer.variables if x.path.endswith(f"_{slot}")]
+        if len(kept) not in (0, len(trained)):
+            raise ValueError(f"{len(trained)} variables, but {len(kept)} of {slot}: {paths}")
         for slots_of_one, variable in zip(slots, kept, strict=False):
             slots_of_one[slot] = variable
     return dict(zip(paths, zip(trained, slots, strict=True), strict=True))
@@ -215,4 +217,4 @@ def _variables(optimizer: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
 def _array(variable: Any) -> np.ndarray:
     import keras
 
-    return np.array(keras.ops.convert_to_numpy(variable))
+    return np.asarray(keras.ops.convert_to_numpy(variable))

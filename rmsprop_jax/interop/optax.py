@@ -6,6 +6,8 @@ The parameters stay as they are: both are Optax transformations over the same tr
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import tree_leaves_with_path
 
@@ -50,6 +52,10 @@ def load(source: optax.OptState, params: optax.Params, **hyperparameters: Any) -
     fields = _state.read(source)
     step = _count(fields)
     start, data = _start_and_data(step, **hyperparameters)
+    for path, square in fields["nu"].items():
+        _state.check_square(f"source: nu of {path}", square)
+        # Of a complex parameter, too, it averages |g|**2; Optax keeps a zero beside it.
+        fields["nu"][path] = np.real(square)
     for path, mean in fields["mu"].items():
         corrected = mean / data
         square = (fields["nu"][path] - start) / data
@@ -83,6 +89,9 @@ def save(
     for path, mean in fields["mu"].items():
         square = _state.mean_square(fields["var"][path], mean)
         fields["mu"][path], fields["nu"][path] = mean * data, square * data + start
+    for keys, leaf in tree_leaves_with_path(params):
+        if jnp.iscomplexobj(leaf):
+            fields["nu"][_state.path(keys)] = fields["nu"][_state.path(keys)] + 0j
     return _state.fill(target, fields, step)
 
 

@@ -9,15 +9,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from jax.tree_util import tree_leaves_with_path
 
 from rmsprop_jax import dialects
 from rmsprop_jax.interop import _state
 from rmsprop_jax.interop._state import Place, Resumed
 
-_HYPERPARAMETERS = ("learning_rate", "decay", "momentum", "epsilon", "centered")
 _STEP = "global_step"
 
 
@@ -73,7 +70,7 @@ def load(
       >>> resumed.step
       7
     """
-    _state.check_names(hyperparameters, _HYPERPARAMETERS, "tf.compat.v1.train.RMSPropOptimizer")
+    hyperparameters = _state.plain(hyperparameters)
     optimizer = dialects.tensorflow_v1(**hyperparameters)
     variables = _read(source)
     slots = _slots(name, hyperparameters.get("centered", False))
@@ -124,12 +121,12 @@ def save(
     shapes = {variable: np.shape(variables[variable]) for variable in trained}
     places = _state.matched(mapping, shapes, params)
     centered = all(len(keys) == 3 for keys in trained.values())
-    buffered = any(
-        "trace" in jax.tree_util.keystr(keys) for keys, _ in tree_leaves_with_path(state)
+    momentum = 0.9 if _state.read(state)["trace"] else 0.0
+    constant, scheduled = (
+        dialects.tensorflow_v1(rate, momentum=momentum, centered=centered)
+        for rate in (0.0, _state.zero)
     )
-    optimizer = dialects.tensorflow_v1(0.0, momentum=0.9 * buffered, centered=centered)
-    expected = jax.eval_shape(optimizer.init, params)
-    _state.check_state(state, expected, "dialects.tensorflow_v1")
+    _state.check_state(state, params, "dialects.tensorflow_v1", constant, scheduled)
     saved = dict(variables)
     for variable, record in _state.records(params, state, places, shapes).items():
         # TensorFlow keeps a buffer also without momentum, and multiplies it by zero.
@@ -165,17 +162,16 @@ def _read(source: Mapping[str, Any] | str | os.PathLike) -> Mapping[str, Any]:
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-def _write(variables: Mapping[str, np.ndarray], prefix: str | os.PathLike) -> None:
+def _write(variables: Mapping[str, Any], prefix: str | os.PathLike) -> None:
     import tensorflow
 
     tf: Any = tensorflow.compat.v1
     with tf.Graph().as_default(), tf.Session() as session:
-        written = {
-            name: tf.Variable(tf.zeros(x.shape, x.dtype), name="variable")
-            for name, x in variables.items()
-        }
+        arrays = {name: np.asarray(x) for name, x in variables.items()}
+        # Fed and not constants, of which a graph may hold two gigabytes.
+        written = {name: tf.Variable(tf.zeros(x.shape, x.dtype)) for name, x in arrays.items()}
         for name, variable in written.items():
-            variable.load(variables[name], session)
+            variable.load(arrays[name], session)
         saver = tf.train.Saver(written)
         saver.save(session, os.fspath(prefix), write_meta_graph=False, write_state=False)
 

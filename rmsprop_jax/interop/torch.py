@@ -89,7 +89,6 @@ def load(
       >>> resumed.step, resumed.params["kernel"].shape, resumed.hyperparameters[0]["alpha"]
       (7, (3, 1), 0.99)
     """
-    _state.check_names(hyperparameters, _HYPERPARAMETERS, "torch.optim.RMSprop")
     checkpoint = _read(source)
     groups = _groups(checkpoint, names, mapping, hyperparameters)
     names = [name for group in groups for name in group.names.values()]
@@ -113,7 +112,7 @@ def save(
     *,
     names: Sequence[str] | None = None,
     step: int | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any] | str | os.PathLike:
     """The checkpoint ``target`` with these parameters and this state in the place of its own.
 
     Args:
@@ -129,8 +128,9 @@ def save(
         if the learning rate is a schedule. torch shows it and computes nothing with it.
 
     Returns:
-      The new checkpoint, for ``load_state_dict``; ``target`` stays as it was. Arrays
-      are tensors where its are, of the same dtype and on the same device.
+      ``target``, if it is a path, or else a new dictionary, whose two state dictionaries
+      are for ``load_state_dict``. Arrays are tensors where those of ``target`` are, of
+      the same dtype and on the same device.
 
     Raises:
       ValueError, AssertionError: As `load`; also if the state is centred, or has
@@ -138,14 +138,16 @@ def save(
     """
     checkpoint = _read(target)
     groups = _groups(checkpoint, names, mapping, {})
-    step = _state.step_count(state, step)
     model, slots = copy.copy(checkpoint[_MODEL]), {}
     shapes = {name: tuple(model[name].shape) for group in groups for name in group.names.values()}
     places = _state.matched(mapping, shapes, params, ".")
-    optimizer = _transformation(groups, places)
-    expected = jax.eval_shape(optimizer.init, params)
-    _state.check_state(state, expected, "dialects.pytorch")
+    constant, scheduled = (
+        _transformation(each, places)
+        for each in (groups, _groups(checkpoint, names, mapping, {"lr": _state.zero}))
+    )
+    _state.check_state(state, params, "dialects.pytorch", constant, scheduled)
     records = _state.records(params, state, places, shapes)
+    step = _state.step_count(state, step)
     for group in groups:
         for index, name in group.names.items():
             record, old = records[name], checkpoint[_MODEL][name]
@@ -155,13 +157,14 @@ def save(
                 for field, slot in group.slots.items()
                 if slot is not None
             }
-            saved = _like(name, record.value, old)
-            model |= dict.fromkeys(_aliases(checkpoint[_MODEL], name), saved)
+            value = _like(name, record.value, old)
+            model |= dict.fromkeys(_aliases(checkpoint[_MODEL], name), value)
     optimizer = {**checkpoint[_OPTIMIZER], "state": slots}
     saved = {**checkpoint, _MODEL: model, _OPTIMIZER: optimizer}
-    if isinstance(target, str | os.PathLike):
-        _write(saved, target)
-    return saved
+    if not isinstance(target, str | os.PathLike):
+        return saved
+    _write(saved, target)
+    return target
 
 
 def mapping_of(model: Any) -> dict[str, Place]:
@@ -262,11 +265,19 @@ def _groups(
     name_of = dict(zip(indices, names, strict=True))
     return [
         _Group(
-            _hyperparameters(i, group, instead),
-            {index: name_of[index] for index in group["params"]},
+            _hyperparameters(i, group, _of_group(i, len(groups), instead)),
+            {index: name_of[index] for index in group.get("params", ())},
         )
         for i, group in enumerate(groups)
     ]
+
+
+def _of_group(i: int, groups: int, instead: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each list in ``instead``, the value for group ``i``."""
+    for name, value in instead.items():
+        if isinstance(value, list) and len(value) != groups:
+            raise ValueError(f"{name}={value} must have a value for each of {groups} param_groups")
+    return {k: v[i] if isinstance(v, list) else v for k, v in instead.items()}
 
 
 def _names(
@@ -282,21 +293,24 @@ def _names(
             "order in which the optimizer got them"
         )
     # One group is model.parameters(), in the order of the state_dict less the buffers.
-    return [name for name in checkpoint[_MODEL] if mapping is None or name in mapping]
+    model = checkpoint[_MODEL]
+    names = [name for name in model if mapping is None or name in mapping]
+    for name in names:
+        if (first := _aliases(model, name)[0]) != name:
+            raise ValueError(f"{name} is the same tensor as {first}: let the mapping have that one")
+    return names
 
 
 def _hyperparameters(
     i: int, group: Mapping[str, Any], instead: Mapping[str, Any]
 ) -> dict[str, Any]:
-    read = {}
-    for name, default in _HYPERPARAMETERS.items():
-        value = instead.get(name, group.get(name, default))
+    read = {name: group.get(name, default) for name, default in _HYPERPARAMETERS.items()}
+    for name, value in read.items():
         if value is _REQUIRED:
             raise ValueError(
                 f"not a torch.optim.RMSprop: param_groups[{i}] has no {name!r}, only {list(group)}"
             )
-        read[name] = value.item() if hasattr(value, "detach") else value
-    return read
+    return _state.plain({**read, **instead})
 
 
 def _parameter(
@@ -330,11 +344,13 @@ def _transformation(
 
 
 def _aliases(model: Mapping[str, Any], name: str) -> list[str]:
-    """``name``, and the names of the same tensor where weights are tied."""
-    if not hasattr(model[name], "data_ptr"):
-        return [name]
-    here = model[name].data_ptr(), model[name].shape
-    return [other for other, x in model.items() if other == name or (x.data_ptr(), x.shape) == here]
+    """All names of the tensor ``name``: more than one where weights are tied."""
+
+    def place(x: Any) -> Any:
+        return (x.data_ptr(), x.shape) if hasattr(x, "data_ptr") and x.numel() else None
+
+    here = place(model[name])
+    return [other for other, x in model.items() if other == name or (here and place(x) == here)]
 
 
 def _array(x: Any) -> np.ndarray:
@@ -342,7 +358,7 @@ def _array(x: Any) -> np.ndarray:
         x = x.detach().cpu()
         # NumPy has no bfloat16.
         x = (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
-    return np.array(x)
+    return np.asarray(x)
 
 
 def _like(name: str, x: np.ndarray, old: Any) -> Any:

@@ -174,6 +174,53 @@ def test_tied_weights_stay_tied():
     assert (model.out.weight == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("layer", "leaf", "shape"),
+    [
+        (torch.nn.Linear(2, 3), "kernel", (2, 3)),
+        (torch.nn.Conv1d(2, 3, 4), "kernel", (4, 2, 3)),
+        (torch.nn.Conv2d(2, 3, (4, 5)), "kernel", (4, 5, 2, 3)),
+        (torch.nn.Conv3d(2, 3, (4, 5, 6)), "kernel", (4, 5, 6, 2, 3)),
+        (torch.nn.Embedding(2, 3), "embedding", (2, 3)),
+        (torch.nn.BatchNorm2d(2), "scale", (2,)),
+        (torch.nn.LayerNorm(2), "scale", (2,)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_mapping_of_a_layer_is_flaxs(layer, leaf, shape):
+    place = interop.torch.mapping_of(torch.nn.ModuleDict({"one": layer}))["one.weight"]
+    assert place.path == f"one/{leaf}"
+    assert place.to_jax(layer.weight.detach().numpy(), shape).shape == shape
+
+
+def test_second_name_of_a_tied_weight_is_refused():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2, bias=False)})
+    model["b"] = model["a"]
+    optimizer = torch.optim.RMSprop(model.parameters())
+    with pytest.raises(ValueError, match=r"b\.weight is the same tensor as a\.weight"):
+        interop.torch.load(
+            torch_checkpoint(model, optimizer), {"w": jnp.zeros((2, 2))}, {"b.weight": Place("w")}
+        )
+
+
+def test_extra_state_of_a_module_is_kept():
+    class Extra(torch.nn.Linear):
+        def get_extra_state(self):
+            return {"version": 1}
+
+        def set_extra_state(self, state):
+            assert state == {"version": 1}
+
+    model = Extra(2, 2, bias=False)
+    optimizer = torch.optim.RMSprop(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    checkpoint, mapping = torch_checkpoint(model, optimizer), {"weight": Place("w")}
+    resumed = interop.torch.load(checkpoint, {"w": jnp.zeros((2, 2))}, mapping)
+    saved = interop.torch.save(checkpoint, resumed.params, resumed.state, mapping, step=2)
+    model.load_state_dict(saved["model_state_dict"])
+
+
 def test_adam_of_torch_is_refused():
     model = torch_model()
     optimizer = torch.optim.Adam(model.parameters())
@@ -307,8 +354,24 @@ def test_keras_optimizers_that_are_refused(case):
 def test_keras_excluded_from_weight_decay_is_refused():
     optimizer = keras.optimizers.RMSprop(weight_decay=0.1)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
+    model = keras_model(optimizer)
     with pytest.raises(ValueError, match="dense/bias is excluded from weight decay"):
-        load_keras(keras_model(optimizer))
+        load_keras(model)
+    load_keras(model, weight_decay=None)
+
+
+def test_keras_constraint_is_refused():
+    model = keras_model()
+    model.layers[0].kernel.constraint = keras.constraints.NonNeg()
+    with pytest.raises(ValueError, match="dense/kernel has a constraint"):
+        load_keras(model)
+
+
+def test_keras_variables_of_one_path_are_refused():
+    optimizer = keras.optimizers.RMSprop()
+    optimizer.build([keras.Variable(np.ones(2), name="w") for _ in range(2)])
+    with pytest.raises(ValueError, match="two variables have one path"):
+        interop.keras.load(optimizer, {"w": jnp.zeros(2)})
 
 
 def test_keras_without_state_is_refused():
