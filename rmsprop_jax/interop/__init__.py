@@ -4,7 +4,7 @@ One module a framework, one pattern:
 
     resumed = interop.torch.load(checkpoint, params, mapping)
     resumed.params, resumed.optimizer, resumed.state  # go on from here
-    checkpoint = interop.torch.save(checkpoint, params, state, mapping)
+    checkpoint = interop.torch.save(checkpoint, params, state, mapping, step=step)
 
 `load` reads parameters, averages and hyperparameters, checks all of it, and returns
 the transformation that the framework ran; `save` puts parameters and state into what

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import optax
 import pytest
+import tensorflow.compat.v1 as tf
 import torch
 
 from rmsprop_jax import dialects, interop
@@ -410,3 +411,36 @@ def test_keras_is_untouched_when_saving_fails():
     after = [v.numpy() for v in model.optimizer.variables + model.trainable_variables]
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_other_variables_of_a_tensorflow_checkpoint_are_kept(tmp_path):
+    prefix = str(tmp_path / "model.ckpt")
+    with tf.Graph().as_default(), tf.Session() as session:
+        w = tf.get_variable("w", initializer=tf.constant([1.0, 2.0]))
+        others = [tf.Variable(value) for value in ("text", 3, [True, False])]
+        step = tf.train.create_global_step()
+        with tf.variable_scope("train"):
+            optimizer = tf.train.RMSPropOptimizer(0.1, momentum=0.9, name="own")
+            update = optimizer.minimize(tf.reduce_sum(w * w), global_step=step)
+        saver = tf.train.Saver()
+        session.run(tf.global_variables_initializer())
+        session.run(update)
+        saver.save(session, prefix)
+        kept = session.run(others)
+
+        resumed = interop.tensorflow_v1.load(
+            prefix, {"w": jnp.zeros(2)}, name="own", learning_rate=0.1, momentum=0.9
+        )
+        assert resumed.step == 1
+        params = {"w": resumed.params["w"] + 1}
+        interop.tensorflow_v1.save(prefix, params, resumed.state, name="own", step=5)
+        before = session.run([w, *optimizer.variables()])
+        session.run(update)
+        saver.restore(session, prefix)
+        assert session.run(step) == 5
+        after = session.run([w, *optimizer.variables()])
+        np.testing.assert_allclose(after[0], before[0] + 1)
+        for a, b in zip(after[1:], before[1:], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+        for a, b in zip(session.run(others), kept, strict=True):
+            np.testing.assert_array_equal(a, b)
