@@ -185,9 +185,9 @@ def tensorflow_v1(
         b_t &= \mu\, b_{t-1} + \eta_t\, \frac{g_t}{\sqrt{v_t + \epsilon}} \\
         w_{t+1} &= w_t - b_t
 
-    Unlike all others: v starts from one, so that the first hundred steps or so are
-    far smaller where gradients are. Gradients are dense here: of an embedding TensorFlow
-    leaves the rows that a step does not touch, and their slots, as they are.
+    Unlike all others: v starts from one, so that where gradients are small, the first
+    hundred steps or so are small too. Gradients are dense here: of an embedding
+    TensorFlow leaves the rows that a step does not touch, and their slots, as they are.
     Otherwise as Keras's, with an epsilon of 1e-10; the papers that use it set their own,
     up to 1. ``centered`` puts :math:`v_t - m_t^2` in the place of :math:`v_t`.
 
