@@ -266,7 +266,8 @@ def test_torch_step_is_the_most_that_any_parameter_has(steps):
     checkpoint = torch_checkpoint()
     for i, step in enumerate(steps):
         checkpoint["optimizer_state_dict"]["state"][i]["step"] = step
-    assert interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING).step == 7
+    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING, lr=lambda _: 0.1)
+    assert resumed.step == resumed.state.inner_state[-1].count == 7
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

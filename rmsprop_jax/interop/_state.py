@@ -141,8 +141,8 @@ def check_square(name: str, x: np.ndarray) -> None:
 
 
 def checked_array(name: str, x: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """A copy of ``x`` in NumPy: finite floats, of ``shape`` if one is given."""
-    array = np.array(x)
+    """``x`` in NumPy: finite floats, of ``shape`` if one is given."""
+    array = np.asarray(x)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise TypeError(f"{name} must be a floating-point array, got dtype {array.dtype}")
     if shape is not None:
@@ -153,7 +153,7 @@ def checked_array(name: str, x: Any, shape: tuple[int, ...] | None = None) -> np
 
 
 def cast(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
-    """``x`` in another floating-point dtype, if it can hold it."""
+    """A copy of ``x`` in another floating-point dtype, if that can hold it."""
     if np.iscomplexobj(x) != jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"{name} is {x.dtype}, it cannot become {dtype}")
     with np.errstate(over="ignore"):

@@ -74,12 +74,11 @@ def load(
     optimizer = dialects.tensorflow_v1(**hyperparameters)
     variables = _read(source)
     slots = _slots(name, hyperparameters.get("centered", False))
-    keeps_momentum = hyperparameters.get("momentum", 0.0) > 0
     records = {}
     for variable, keys in _trained(variables, name).items():
         found = {slot: variables[key] for slot, key in keys.items()}
-        record = _state.turned(_state.checked_record(variable, variables[variable], found, slots))
-        records[variable] = record if keeps_momentum else record._replace(momentum=None)
+        record = _state.checked_record(variable, variables[variable], found, slots)
+        records[variable] = _state.turned(record)
     places = _state.matched(mapping, records, params)
     step = int(variables[_STEP]) if step is None and _STEP in variables else step
     if step is None and callable(hyperparameters["learning_rate"]):

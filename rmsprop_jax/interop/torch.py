@@ -100,8 +100,9 @@ def load(
             value, slots, step = _parameter(checkpoint, index, name, group)
             records[name] = _state.checked_record(name, value, slots, group.slots)
             steps.append(step)
-    params, state = _state.resume(params, places, records, optimizer, max(steps))
-    return Resumed(params, optimizer, state, max(steps), tuple(g.hyperparameters for g in groups))
+    step = max(steps)
+    params, state = _state.resume(params, places, records, optimizer, step)
+    return Resumed(params, optimizer, state, step, tuple(g.hyperparameters for g in groups))
 
 
 def save(
