@@ -5,6 +5,8 @@ The symbols are those of the lecture and the papers: ``g`` a gradient, ``v`` the
 decaying average of ``|g|**2``, ``m`` that of ``g``, ``s = v - |m|**2`` the variance.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlog1py
@@ -103,7 +105,18 @@ def sqrt(x: Scalar) -> jax.Array:
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
-def divide(a: jax.Array, b: Scalar) -> jax.Array:
+def norm(arrays: Iterable[jax.Array]) -> jax.Array:
+    """The L2 norm of all elements of all arrays, whose derivative at zero is zero."""
+    squares = (jnp.sum(jnp.real(g * jnp.conj(g))) for g in arrays)
+    return sqrt(sum(squares, start=jnp.zeros([])))
+
+
+def shrink(g: jax.Array, norm: jax.Array, limit: Scalar) -> jax.Array:
+    """``g``, made smaller by as much as ``norm`` is above ``limit``; zero if that is infinite."""
+    return g * divide(limit, jnp.maximum(norm, limit))
+
+
+def divide(a: Scalar, b: Scalar) -> jax.Array:
     """``a / b``, and zero with a zero derivative where ``b`` is zero.
 
     The derivative forms ``1 / b**2``: in float32 it is finite from ``b = 1e-19`` on.

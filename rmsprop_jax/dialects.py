@@ -23,7 +23,6 @@ torch's ``capturable``): name those behind them.
 """
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from rmsprop_jax import _checks, _moments
@@ -390,28 +389,19 @@ def _clip(**limits: Scalar | None) -> optax.GradientTransformation:
 
 
 def _clip_by_norm(limit: Scalar) -> optax.GradientTransformation:
-    def clip(updates: optax.Updates, _: object) -> optax.Updates:
-        return jax.tree.map(lambda g: _shrink(g, _norm([g]), limit), updates)
+    def clip(g: jax.Array) -> jax.Array:
+        return _moments.shrink(g, _moments.norm([g]), limit)
 
-    return optax.stateless(clip)
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
 
 
 def _clip_by_global_norm(limit: Scalar) -> optax.GradientTransformation:
+    # optax.clip_by_global_norm has no derivative at zero.
     def clip(updates: optax.Updates, _: object) -> optax.Updates:
-        norm = _norm(jax.tree.leaves(updates))
-        return jax.tree.map(lambda g: _shrink(g, norm, limit), updates)
+        norm = _moments.norm(jax.tree.leaves(updates))
+        return jax.tree.map(lambda g: _moments.shrink(g, norm, limit), updates)
 
     return optax.stateless(clip)
-
-
-def _norm(gradients: list[jax.Array]) -> jax.Array:
-    # Optax's has no derivative at zero.
-    squares = (jnp.sum(_moments.squared_magnitude(g)) for g in gradients)
-    return _moments.sqrt(sum(squares, start=jnp.zeros([])))
-
-
-def _shrink(g: jax.Array, norm: jax.Array, limit: Scalar) -> jax.Array:
-    return _moments.divide(g * limit, jnp.maximum(norm, limit))
 
 
 _CLIPPERS = {

@@ -189,6 +189,17 @@ def test_derivative_of_a_clipped_step_is_finite_at_zero(limit):
     assert jnp.isfinite(jax.grad(moved)(jnp.zeros(3))).all()
 
 
+@pytest.mark.parametrize("limit", ["clipnorm", "global_clipnorm"])
+@pytest.mark.parametrize("size", [1e-18, 1e18, 1e25, 1e38])
+def test_clipped_norm_is_never_above_its_limit(limit, size):
+    """Also where squares are infinite in float32; there, as in Keras, nothing is left."""
+    optimizer = dialects.keras(**{limit: 0.5})
+    [(_, state)] = taken_steps(optimizer, jnp.ones(3), [jnp.array([size, -size, 0.0])])
+    expected = 0.1 * min(size, 0.5 / np.sqrt(2)) ** 2 * np.array([1, 1, 0])
+    expected *= size < 1e19
+    np.testing.assert_allclose(tree_get(state, "nu"), expected, rtol=1e-5, atol=1e-40)
+
+
 def test_hinton_stays_where_gradients_are_zero():
     gradients, params = problem(seed=0, steps=20)
     gradients["w"][:] = 0

@@ -396,15 +396,19 @@ def _whole(arrays: Mapping[str, Any], of: str) -> np.ndarray | None:
     return real + 1j * imaginary
 
 
+def counted(fields: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """The steps that a state, as `read` has it, has counted; ``None`` if it counts none."""
+    return next((int(count) for count in fields["count"].values()), None)
+
+
 def step_count(state: Any, step: Any) -> int:
     """``step``, or else what the state has counted."""
-    counts = list(read(state)["count"].values())
-    if step is None and not counts:
+    step = counted(read(state)) if step is None else step
+    if step is None:
         raise ValueError(
             "step must be given, the number of steps taken: the state does not count them, "
             "as the learning rate is constant"
         )
-    step = counts[0] if step is None else step
     if not np.issubdtype(np.asarray(step).dtype, np.integer) or step < 0:
         raise ValueError(f"step must be a whole number >= 0, got {step!r}")
     return int(step)

@@ -50,7 +50,7 @@ def load(source: optax.OptState, params: optax.Params, **hyperparameters: Any) -
     for keys, leaf in tree_leaves_with_path(params):
         _state.checked_array(f"params: {_state.path(keys)}", leaf)
     fields = _state.read(source)
-    step = _count(fields)
+    step = _state.counted(fields)
     start, data = _start_and_data(step, **hyperparameters)
     for path, square in fields["nu"].items():
         _state.check_square(f"source: nu of {path}", square)
@@ -84,7 +84,7 @@ def save(
     _check_state("target", target, optax.rmsprop(**hyperparameters), params)
     _check_state("state", state, rmsprop(**hyperparameters), params)
     fields = _state.read(state)
-    step = _count(fields)
+    step = _state.counted(fields)
     start, data = _start_and_data(step, **hyperparameters)
     for path, mean in fields["mu"].items():
         square = _state.mean_square(fields["var"][path], mean)
@@ -101,11 +101,6 @@ def _check_state(
     expected = jax.eval_shape(optimizer.init, params)
     like = "init(params) of the same hyperparameters"
     _checks.check_shapes_and_dtypes(name, state, expected, like=like)
-
-
-def _count(fields: dict[str, dict[str, Any]]) -> int | None:
-    counts = list(fields["count"].values())
-    return int(counts[0]) if counts else None
 
 
 def _start_and_data(
