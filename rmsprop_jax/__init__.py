@@ -8,10 +8,12 @@ from rmsprop_jax._transform import (
     scale_by_rms,
     scale_by_stddev,
 )
+from rmsprop_jax._updates import apply_updates
 
 __all__ = [
     "ScaleByRmsState",
     "ScaleByStddevState",
+    "apply_updates",
     "dialects",
     "interop",
     "rmsprop",

@@ -69,7 +69,22 @@ def check_options(
     check_number("initial_scale", initial_scale)
     check_flag("eps_in_sqrt", eps_in_sqrt)
     check_flag("bias_correction", bias_correction)
-    _check_accumulator_dtype(accumulator_dtype)
+    check_accumulator_dtype(accumulator_dtype)
+
+
+def check_accumulator_dtype(dtype: Any) -> None:
+    """Raises unless averages can be kept in ``dtype``; None leaves it to the parameters."""
+    allowed = ["None", *(d.name for d in _accumulator.SUPPORTED_DTYPES)]
+    try:
+        supported = dtype is None or jnp.dtype(dtype) in _accumulator.SUPPORTED_DTYPES
+    except (TypeError, ValueError):
+        supported = False
+    if not supported:
+        raise ValueError(f"accumulator_dtype must be one of {allowed}, got {dtype!r}")
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+        raise ValueError(
+            "accumulator_dtype float64 needs jax.config.update('jax_enable_x64', True)"
+        )
 
 
 def check_momentum(momentum: Any, nesterov: Any) -> None:
@@ -79,6 +94,16 @@ def check_momentum(momentum: Any, nesterov: Any) -> None:
         check_number("momentum", momentum, below=1)
     elif nesterov:
         raise ValueError("nesterov=True needs momentum, a number >= 0 and < 1; got None")
+
+
+def checked_step(step: Any) -> jax.Array:
+    """``step`` as an array, one whole number >= 0 or a traced one."""
+    message = f"step must be a whole number >= 0, got {step!r}"
+    if isinstance(step, bool) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
+        raise TypeError(message)
+    if jnp.ndim(step) or (not isinstance(step, Tracer) and step < 0):
+        raise ValueError(message)
+    return jnp.asarray(step)
 
 
 def check_params_given(name: str, value: Any, params: Any) -> None:
@@ -147,20 +172,6 @@ def _check_scalar(name: str, value: Any, allowed: str) -> None:
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
     if np.shape(value) != ():
         raise ValueError(f"{name} must be one number, got an array of shape {np.shape(value)}")
-
-
-def _check_accumulator_dtype(dtype: Any) -> None:
-    allowed = ["None", *(d.name for d in _accumulator.SUPPORTED_DTYPES)]
-    try:
-        supported = dtype is None or jnp.dtype(dtype) in _accumulator.SUPPORTED_DTYPES
-    except (TypeError, ValueError):
-        supported = False
-    if not supported:
-        raise ValueError(f"accumulator_dtype must be one of {allowed}, got {dtype!r}")
-    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
-        raise ValueError(
-            "accumulator_dtype float64 needs jax.config.update('jax_enable_x64', True)"
-        )
 
 
 def _as_jax_sees_it(value: Any) -> np.ndarray:

@@ -20,7 +20,8 @@ class ScaleByRmsState(NamedTuple):
     """State of `scale_by_rms`.
 
     Attributes:
-      count: Steps taken, an int32 scalar; ``None`` without bias correction.
+      count: Steps taken, an int32 scalar; ``None`` if neither bias correction nor a narrow
+        ``accumulator_dtype`` needs it.
       nu: v, the decaying average of ``|g|**2``: real, shaped as the parameters.
     """
 
@@ -32,7 +33,8 @@ class ScaleByStddevState(NamedTuple):
     """State of `scale_by_stddev`.
 
     Attributes:
-      count: Steps taken, an int32 scalar; ``None`` without bias correction.
+      count: Steps taken, an int32 scalar; ``None`` if neither bias correction nor a narrow
+        ``accumulator_dtype`` needs it.
       mu: m, the decaying average of ``g``, shaped as the parameters.
       var: ``s = v - |m|**2``, the decaying variance of ``g``: real, shaped alike.
         It stands in the place of Optax's ``nu``. With bias correction both averages
@@ -44,6 +46,19 @@ class ScaleByStddevState(NamedTuple):
     var: optax.Updates
 
 
+class RoundedTraceState(NamedTuple):
+    """State of a momentum buffer in few bits: ``optax.TraceState`` and the number of the step.
+
+    Attributes:
+      step: Steps taken, an int32 scalar. Not ``count``, which ``optax.tree_utils.tree_get``
+        is to find once.
+      trace: b, the momentum buffer, shaped as the parameters.
+    """
+
+    step: jax.Array
+    trace: optax.Updates
+
+
 def rms(
     decay: Scalar,
     eps: Scalar,
@@ -53,20 +68,18 @@ def rms(
     accumulator_dtype: DTypeLike | None,
 ) -> optax.GradientTransformation:
     """`scale_by_rms`, bare."""
+    counts = bias_correction or _accumulator.is_narrow(accumulator_dtype)
 
     def init(params: Any) -> Any:
-        def start(p: Any) -> jax.Array:
-            return _accumulator.full_like(p, initial_scale, accumulator_dtype, real=True)
-
-        count = jnp.zeros([], jnp.int32) if bias_correction else None
-        return ScaleByRmsState(count, nu=jax.tree.map(start, params))
+        return ScaleByRmsState(
+            count=jnp.zeros([], jnp.int32) if counts else None,
+            nu=_accumulator.full_like(params, initial_scale, accumulator_dtype, squares=True),
+        )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count, correction = state.count, 1.0
-        if count is not None:
-            count = jnp.asarray(optax.safe_increment(count))
-            correction = _moments.bias_correction(decay, count)
+        count = _next(state.count)
+        correction = _moments.bias_correction(decay, count) if bias_correction else 1.0
 
         def average(g: jax.Array, v: jax.Array) -> jax.Array:
             return _moments.decaying_average(_moments.squared_magnitude(g), v, decay)
@@ -74,9 +87,10 @@ def rms(
         def scale(g: jax.Array, v: jax.Array) -> jax.Array:
             return _moments.normalize(g, v / correction, eps, eps_in_sqrt)
 
-        nu = jax.tree.map(average, updates, state.nu)
+        nu = jax.tree.map(average, updates, _accumulator.load(state.nu))
         updates = jax.tree.map(scale, updates, nu)
-        return updates, ScaleByRmsState(count, jax.tree.map(_accumulator.store, nu, state.nu))
+        nu = _accumulator.store(nu, state.nu, count, "nu", shrunk=decay)
+        return updates, ScaleByRmsState(count, nu)
 
     return optax.GradientTransformation(init, update)
 
@@ -90,28 +104,21 @@ def stddev(
     accumulator_dtype: DTypeLike | None,
 ) -> optax.GradientTransformation:
     """`scale_by_stddev`, bare."""
+    counts = bias_correction or _accumulator.is_narrow(accumulator_dtype)
 
     def init(params: Any) -> Any:
         # The corrected averages hold gradients only; `update` adds the start to them.
         start = 0.0 if bias_correction else initial_scale
-
-        def zero_mean(p: Any) -> jax.Array:
-            return _accumulator.full_like(p, 0.0, accumulator_dtype)
-
-        def start_variance(p: Any) -> jax.Array:
-            return _accumulator.full_like(p, start, accumulator_dtype, real=True)
-
         return ScaleByStddevState(
-            count=jnp.zeros([], jnp.int32) if bias_correction else None,
-            mu=jax.tree.map(zero_mean, params),
-            var=jax.tree.map(start_variance, params),
+            count=jnp.zeros([], jnp.int32) if counts else None,
+            mu=_accumulator.full_like(params, 0.0, accumulator_dtype),
+            var=_accumulator.full_like(params, start, accumulator_dtype, squares=True),
         )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count, weight, start = state.count, 1 - decay, 0.0
-        if count is not None:
-            count = jnp.asarray(optax.safe_increment(count))
+        count, weight, start = _next(state.count), 1 - decay, 0.0
+        if bias_correction:
             weight = _moments.newest_weight(decay, count)
             # To add a zero would cost a scalar's read in every leaf.
             if not _checks.is_zero(initial_scale):
@@ -126,10 +133,11 @@ def stddev(
         def scale(g: jax.Array, s: jax.Array) -> jax.Array:
             return _moments.normalize(g, s + start, eps, eps_in_sqrt)
 
-        mu = jax.tree.map(average, updates, state.mu)
-        var = jax.tree.map(spread, updates, mu, state.var)
+        mu = jax.tree.map(average, updates, _accumulator.load(state.mu))
+        var = jax.tree.map(spread, updates, mu, _accumulator.load(state.var))
         updates = jax.tree.map(scale, updates, var)
-        mu, var = jax.tree.map(_accumulator.store, (mu, var), (state.mu, state.var))
+        mu = _accumulator.store(mu, state.mu, count, "mu")
+        var = _accumulator.store(var, state.var, count, "var", shrunk=1 - weight)
         return updates, ScaleByStddevState(count, mu, var)
 
     return optax.GradientTransformation(init, update)
@@ -142,24 +150,31 @@ def trace(
 
     Updates are ``b'``, or ``decay b' + g`` with Nesterov.
     """
+    rounded = _accumulator.is_narrow(accumulator_dtype)
 
     def init(params: Any) -> Any:
-        def zero(p: Any) -> jax.Array:
-            return _accumulator.full_like(p, 0.0, accumulator_dtype)
-
-        return optax.TraceState(jax.tree.map(zero, params))
+        buffer = _accumulator.full_like(params, 0.0, accumulator_dtype)
+        if rounded:
+            return RoundedTraceState(jnp.zeros([], jnp.int32), buffer)
+        return optax.TraceState(buffer)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
+        step = _next(state.step) if rounded else None
 
         def accumulate(g: jax.Array, b: jax.Array) -> jax.Array:
             return _moments.decaying_sum(g, b, decay)
 
-        buffer = jax.tree.map(accumulate, updates, state.trace)
+        buffer = jax.tree.map(accumulate, updates, _accumulator.load(state.trace))
         updates = jax.tree.map(accumulate, updates, buffer) if nesterov else buffer
-        return updates, optax.TraceState(jax.tree.map(_accumulator.store, buffer, state.trace))
+        buffer = _accumulator.store(buffer, state.trace, step, "trace")
+        return updates, RoundedTraceState(step, buffer) if rounded else optax.TraceState(buffer)
 
     return optax.GradientTransformation(init, update)
+
+
+def _next(count: Any) -> Any:
+    return None if count is None else jnp.asarray(optax.safe_increment(count))
 
 
 def decayed_weights(

@@ -17,13 +17,15 @@ tensorflow_v1  1          :math:`\sqrt{v + \epsilon}`                  holds η 
 
 A centred one has :math:`v - m^2` in the place of :math:`v`. Learning rates may be
 schedules, functions of the number of steps taken. Every dialect keeps what is this
-package's own: averages in at least float32, and a variance that does not cancel.
+package's own: a variance that does not cancel, and averages in at least float32, or rounded
+without bias where ``accumulator_dtype`` is narrower.
 Arguments that do not change the numbers are left out (TensorFlow's ``use_locking``,
 torch's ``capturable``): name those behind them.
 """
 
 import jax
 import optax
+from jax.typing import DTypeLike
 
 from rmsprop_jax import _checks, _moments
 from rmsprop_jax._moments import Scalar
@@ -39,6 +41,8 @@ def pytorch(
     momentum: Scalar = 0.0,
     centered: bool = False,
     maximize: bool = False,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""``torch.optim.RMSprop``.
 
@@ -63,6 +67,7 @@ def pytorch(
       momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
       centered: Whether to divide by the standard deviation.
       maximize: Whether to go up the gradient. Weights decay all the same.
+      accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
     Returns:
       A transformation, as `rmsprop_jax.rmsprop`. Gradients of complex parameters are
@@ -90,8 +95,8 @@ def pytorch(
     steps = optax.chain(
         optax.scale(-1.0) if maximize else optax.identity(),
         decayed_weights(weight_decay),
-        _normalized("alpha", alpha, "eps", eps, centered, eps_in_sqrt=False),
-        _heavy_ball(momentum),
+        _normalized("alpha", alpha, "eps", eps, centered, False, accumulator_dtype),
+        _heavy_ball(momentum, accumulator_dtype),
         optax.scale_by_learning_rate(lr),
     )
     return transformation(optax.contrib.split_real_and_imaginary(steps))
@@ -107,6 +112,8 @@ def keras(
     clipnorm: Scalar | None = None,
     clipvalue: Scalar | None = None,
     global_clipnorm: Scalar | None = None,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""``keras.optimizers.RMSprop`` of Keras 3.
 
@@ -134,6 +141,7 @@ def keras(
         ``optax.inject_hyperparams``, clips to zero.
       clipvalue: The largest magnitude of each element of a gradient, likewise.
       global_clipnorm: The largest L2 norm of all gradients together, likewise.
+      accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
     Returns:
       A transformation, as `rmsprop_jax.rmsprop`.
@@ -161,9 +169,9 @@ def keras(
     return transformation(
         optax.chain(
             _clip(clipnorm=clipnorm, clipvalue=clipvalue, global_clipnorm=global_clipnorm),
-            _normalized("rho", rho, "epsilon", epsilon, centered, eps_in_sqrt=True),
+            _normalized("rho", rho, "epsilon", epsilon, centered, True, accumulator_dtype),
             optax.scale_by_learning_rate(learning_rate),
-            _heavy_ball(momentum),
+            _heavy_ball(momentum, accumulator_dtype),
             decayed_weights(weight_decay, learning_rate),
         )
     )
@@ -175,6 +183,8 @@ def tensorflow_v1(
     momentum: Scalar = 0.0,
     epsilon: Scalar = 1e-10,
     centered: bool = False,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""``tf.compat.v1.train.RMSPropOptimizer``, that of EfficientNet, MobileNet and IMPALA.
 
@@ -196,6 +206,7 @@ def tensorflow_v1(
       momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
       epsilon: :math:`\epsilon \ge 0`, in units of ``|g|**2``.
       centered: Whether to divide by the standard deviation.
+      accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
     Returns:
       A transformation, as `rmsprop_jax.rmsprop`.
@@ -224,11 +235,15 @@ def tensorflow_v1(
         initial_scale=1.0,
         centered=centered,
         momentum=_buffered(momentum),
+        accumulator_dtype=accumulator_dtype,
     )
 
 
 def hinton(
-    learning_rate: optax.ScalarOrSchedule, decay: Scalar = 0.9
+    learning_rate: optax.ScalarOrSchedule,
+    decay: Scalar = 0.9,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMSprop as the slide has it.
 
@@ -243,6 +258,7 @@ def hinton(
     Args:
       learning_rate: :math:`\eta \ge 0`, or a schedule. The slides name none.
       decay: d, in [0, 1); 0.9 is the slide's.
+      accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
     Returns:
       A transformation, as `rmsprop_jax.rmsprop`.
@@ -264,7 +280,7 @@ def hinton(
       6e <https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf>`_,
       2012.
     """
-    return rmsprop(learning_rate, decay, eps=0.0)
+    return rmsprop(learning_rate, decay, eps=0.0, accumulator_dtype=accumulator_dtype)
 
 
 def graves(
@@ -272,6 +288,8 @@ def graves(
     decay: Scalar = 0.95,
     momentum: Scalar = 0.9,
     eps: Scalar = 1e-4,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The RMSprop of Graves' handwriting: always centred, with momentum.
 
@@ -290,6 +308,7 @@ def graves(
       decay: d, the decay of both averages, in [0, 1).
       momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
       eps: :math:`\epsilon \ge 0`, in units of ``|g|**2``.
+      accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
     Returns:
       A transformation, as `rmsprop_jax.rmsprop`.
@@ -310,11 +329,22 @@ def graves(
       Graves, `Generating Sequences With Recurrent Neural Networks
       <https://arxiv.org/abs/1308.0850>`_, 2013, eq. 38 to 41 and section 4.2.
     """
-    return rmsprop(learning_rate, decay, eps, centered=True, momentum=_buffered(momentum))
+    return rmsprop(
+        learning_rate,
+        decay,
+        eps,
+        centered=True,
+        momentum=_buffered(momentum),
+        accumulator_dtype=accumulator_dtype,
+    )
 
 
 def dqn(
-    learning_rate: optax.ScalarOrSchedule = 2.5e-4, decay: Scalar = 0.95, eps: Scalar = 0.01
+    learning_rate: optax.ScalarOrSchedule = 2.5e-4,
+    decay: Scalar = 0.95,
+    eps: Scalar = 0.01,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The RMSprop of the DQN that plays Atari: always centred, without momentum.
 
@@ -331,6 +361,7 @@ def dqn(
       learning_rate: :math:`\eta \ge 0`, or a schedule.
       decay: d, the decay of both averages, in [0, 1).
       eps: :math:`\epsilon \ge 0`, "min squared gradient", in units of ``|g|**2``.
+      accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
     Returns:
       A transformation, as `rmsprop_jax.rmsprop`.
@@ -351,24 +382,33 @@ def dqn(
       Mnih et al., `Human-level control through deep reinforcement learning
       <https://doi.org/10.1038/nature14236>`_, Nature 518, 2015, extended data table 1.
     """
-    return rmsprop(learning_rate, decay, eps, centered=True)
+    return rmsprop(learning_rate, decay, eps, centered=True, accumulator_dtype=accumulator_dtype)
 
 
 def _normalized(
-    decay_name: str, decay: Scalar, eps_name: str, eps: Scalar, centered: bool, *, eps_in_sqrt: bool
+    decay_name: str,
+    decay: Scalar,
+    eps_name: str,
+    eps: Scalar,
+    centered: bool,
+    eps_in_sqrt: bool,
+    accumulator_dtype: DTypeLike | None,
 ) -> optax.GradientTransformation:
     _checks.check_number(decay_name, decay, below=1)
     _checks.check_number(eps_name, eps)
     _checks.check_flag("centered", centered)
+    _checks.check_accumulator_dtype(accumulator_dtype)
     scale_by = stddev if centered else rms
-    return scale_by(decay, eps, 0.0, eps_in_sqrt, bias_correction=False, accumulator_dtype=None)
+    return scale_by(decay, eps, 0.0, eps_in_sqrt, False, accumulator_dtype)
 
 
-def _heavy_ball(momentum: Scalar) -> optax.GradientTransformation:
+def _heavy_ball(
+    momentum: Scalar, accumulator_dtype: DTypeLike | None
+) -> optax.GradientTransformation:
     momentum_or_none = _buffered(momentum)
     if momentum_or_none is None:
         return optax.identity()
-    return trace(momentum_or_none, nesterov=False, accumulator_dtype=None)
+    return trace(momentum_or_none, False, accumulator_dtype)
 
 
 def _buffered(momentum: Scalar) -> Scalar | None:

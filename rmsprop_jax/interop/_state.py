@@ -18,7 +18,10 @@ import numpy as np
 import optax
 from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path, tree_map_with_path
 
-_FIELDS = ("count", "mu", "nu", "trace", "var")
+from rmsprop_jax import _accumulator
+
+_COUNTERS = ("count", "step")
+_FIELDS = (*_COUNTERS, "mu", "nu", "trace", "var")
 
 
 class Place(NamedTuple):
@@ -163,37 +166,36 @@ def cast(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
 def plain(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """With numbers in the place of scalar arrays and tensors, which may be zero unseen."""
     return {
-        name: value.item() if hasattr(value, "item") and np.shape(value) == () else value
+        name: value.item() if _is_scalar_array(value) else value
         for name, value in hyperparameters.items()
     }
 
 
+def _is_scalar_array(x: Any) -> bool:
+    # A dtype may be given as a class, which has the methods of its arrays.
+    return hasattr(x, "item") and not isinstance(x, type) and np.shape(x) == ()
+
+
 def check_state(
-    state: Any,
-    params: Any,
-    dialect: str,
-    constant: optax.GradientTransformation,
-    scheduled: optax.GradientTransformation,
+    state: Any, params: Any, dialect: str, optimizer: optax.GradientTransformation
 ) -> None:
-    """Raises unless ``state`` is that of ``dialect``, with a constant rate or a schedule."""
+    """Raises unless ``state`` has the averages of ``optimizer``, kept in whatever dtype."""
 
-    def leaves(optimizer: optax.GradientTransformation) -> set[str]:
-        init = jax.eval_shape(optimizer.init, params)
-        return {keystr(keys) for keys, _ in tree_leaves_with_path(init)}
+    def averages(tree: Any) -> set[str]:
+        leaves = tree_leaves_with_path(tree, is_leaf=_accumulator.is_one_byte)
+        return {keystr(keys) for keys, _ in leaves if not _is_counter(keys)}
 
-    found = {keystr(keys) for keys, _ in tree_leaves_with_path(state)}
-    missing, unexpected = leaves(constant) - found, found - leaves(scheduled)
-    if missing or unexpected:
+    expected, found = averages(jax.eval_shape(optimizer.init, params)), averages(state)
+    if expected != found:
         raise ValueError(
             f"state is not that of {dialect} with the centered and momentum of the optimizer to "
-            f"save to: missing {sorted(missing)}, unexpected {sorted(unexpected)}"
+            f"save to: missing {sorted(expected - found)}, unexpected {sorted(found - expected)}"
         )
 
 
-def zero(count: Any) -> float:
-    """A schedule, for the sake of the state that one has."""
-    del count
-    return 0.0
+def _is_counter(keys: KeyPath) -> bool:
+    fields = (key.name for key in keys if isinstance(key, GetAttrKey))
+    return next((field for field in fields if field in _FIELDS), None) in _COUNTERS
 
 
 def turned(record: Record) -> Record:
@@ -357,10 +359,9 @@ def _wide(x: np.ndarray) -> np.ndarray:
 def read(state: Any) -> dict[str, dict[str, Any]]:
     """The arrays of a state: {field: {the parameter's path: array}}."""
     fields: dict[str, dict[str, Any]] = {field: {} for field in _FIELDS}
-    for keys, leaf in tree_leaves_with_path(state):
+    for keys, leaf in tree_leaves_with_path(state, is_leaf=_accumulator.is_one_byte):
         field, of = _field(keys)
-        is_count = field == "count"
-        x = np.array(leaf) if is_count else checked_array(f"state: {field} of {of}", leaf)
+        x = np.array(leaf) if field in _COUNTERS else checked_array(f"state: {field} of {of}", leaf)
         fields[field][of] = x
     return fields
 
@@ -368,13 +369,14 @@ def read(state: Any) -> dict[str, dict[str, Any]]:
 def fill(state: Any, fields: Mapping[str, Mapping[str, Any]], step: int | None) -> Any:
     """A state like ``state``, with the arrays of ``fields``: the inverse of `read`."""
 
-    def array(keys: KeyPath, like: Any) -> jax.Array:
+    def array(keys: KeyPath, like: Any) -> Any:
         field, of = _field(keys)
-        if field == "count":
+        if field in _COUNTERS:
             return jnp.asarray(step or 0, like.dtype)
-        return jnp.asarray(cast(f"{field} of {of}", _part(fields[field], of), like.dtype))
+        dtype = jnp.float32 if _accumulator.is_one_byte(like) else like.dtype
+        return _accumulator.convert(cast(f"{field} of {of}", _part(fields[field], of), dtype), like)
 
-    return tree_map_with_path(array, state)
+    return tree_map_with_path(array, state, is_leaf=_accumulator.is_one_byte)
 
 
 def _part(arrays: Mapping[str, Any], of: str) -> np.ndarray:
@@ -398,7 +400,8 @@ def _whole(arrays: Mapping[str, Any], of: str) -> np.ndarray | None:
 
 def counted(fields: Mapping[str, Mapping[str, Any]]) -> int | None:
     """The steps that a state, as `read` has it, has counted; ``None`` if it counts none."""
-    return next((int(count) for count in fields["count"].values()), None)
+    counts = (count for counter in _COUNTERS for count in fields[counter].values())
+    return next((int(count) for count in counts), None)
 
 
 def step_count(state: Any, step: Any) -> int:
@@ -407,7 +410,7 @@ def step_count(state: Any, step: Any) -> int:
     if step is None:
         raise ValueError(
             "step must be given, the number of steps taken: the state does not count them, "
-            "as the learning rate is constant"
+            "as the learning rate is constant and no average is narrow"
         )
     if not np.issubdtype(np.asarray(step).dtype, np.integer) or step < 0:
         raise ValueError(f"step must be a whole number >= 0, got {step!r}")

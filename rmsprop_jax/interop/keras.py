@@ -117,9 +117,7 @@ def save(
     found = _variables(target)
     shapes = {name: tuple(variable.shape) for name, (variable, _) in found.items()}
     places = _state.matched(mapping, shapes, params)
-    constant = dialects.keras(**options)
-    scheduled = dialects.keras(**{**options, "learning_rate": _state.zero})
-    _state.check_state(state, params, "dialects.keras", constant, scheduled)
+    _state.check_state(state, params, "dialects.keras", dialects.keras(**options))
     records = _state.records(params, state, places, shapes)
     step = _state.step_count(state, step)
     assigned = []

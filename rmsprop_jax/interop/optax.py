@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import tree_leaves_with_path
+from jax.typing import DTypeLike
 
 from rmsprop_jax import _checks
 from rmsprop_jax._optimizer import rmsprop
@@ -17,13 +18,20 @@ from rmsprop_jax.interop import _state
 from rmsprop_jax.interop._state import Resumed
 
 
-def load(source: optax.OptState, params: optax.Params, **hyperparameters: Any) -> Resumed:
+def load(
+    source: optax.OptState,
+    params: optax.Params,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
+    **hyperparameters: Any,
+) -> Resumed:
     """A run of ``optax.rmsprop``, to go on with `rmsprop_jax.rmsprop`.
 
     Args:
       source: The state of ``optax.rmsprop``: of an ``optax.chain``, the part that is
         its; of ``optax.inject_hyperparams``, the ``inner_state``.
       params: The parameters; `Resumed` has the same.
+      accumulator_dtype: What to keep the averages in from now on.
       **hyperparameters: The arguments of ``optax.rmsprop``, as the run had them: its
         state does not hold them.
 
@@ -45,7 +53,7 @@ def load(source: optax.OptState, params: optax.Params, **hyperparameters: Any) -
       >>> resumed = interop.optax.load(state, params, learning_rate=0.01, momentum=0.9)
       >>> updates, state = resumed.optimizer.update(params, resumed.state, params)
     """
-    optimizer = rmsprop(**hyperparameters)
+    optimizer = rmsprop(**hyperparameters, accumulator_dtype=accumulator_dtype)
     _check_state("source", source, optax.rmsprop(**hyperparameters), params)
     for keys, leaf in tree_leaves_with_path(params):
         _state.checked_array(f"params: {_state.path(keys)}", leaf)
@@ -65,7 +73,12 @@ def load(source: optax.OptState, params: optax.Params, **hyperparameters: Any) -
 
 
 def save(
-    target: optax.OptState, params: optax.Params, state: optax.OptState, **hyperparameters: Any
+    target: optax.OptState,
+    params: optax.Params,
+    state: optax.OptState,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
+    **hyperparameters: Any,
 ) -> optax.OptState:
     """The state of ``optax.rmsprop`` that goes on where ``state`` stands.
 
@@ -73,6 +86,7 @@ def save(
       target: A state of ``optax.rmsprop``, as from its ``init``.
       params: The parameters.
       state: The state of `rmsprop_jax.rmsprop`.
+      accumulator_dtype: What its averages are kept in.
       **hyperparameters: The arguments of both optimizers.
 
     Returns:
@@ -82,7 +96,8 @@ def save(
       ValueError, AssertionError: As `load`.
     """
     _check_state("target", target, optax.rmsprop(**hyperparameters), params)
-    _check_state("state", state, rmsprop(**hyperparameters), params)
+    ours = rmsprop(**hyperparameters, accumulator_dtype=accumulator_dtype)
+    _check_state("state", state, ours, params)
     fields = _state.read(state)
     step = _state.counted(fields)
     start, data = _start_and_data(step, **hyperparameters)

@@ -121,11 +121,8 @@ def save(
     places = _state.matched(mapping, shapes, params)
     centered = all(len(keys) == 3 for keys in trained.values())
     momentum = 0.9 if _state.read(state)["trace"] else 0.0
-    constant, scheduled = (
-        dialects.tensorflow_v1(rate, momentum=momentum, centered=centered)
-        for rate in (0.0, _state.zero)
-    )
-    _state.check_state(state, params, "dialects.tensorflow_v1", constant, scheduled)
+    optimizer = dialects.tensorflow_v1(0.0, momentum=momentum, centered=centered)
+    _state.check_state(state, params, "dialects.tensorflow_v1", optimizer)
     saved = dict(variables)
     for variable, record in _state.records(params, state, places, shapes).items():
         # TensorFlow keeps a buffer also without momentum, and multiplies it by zero.

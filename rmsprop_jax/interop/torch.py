@@ -142,11 +142,7 @@ def save(
     model, slots = copy.copy(checkpoint[_MODEL]), {}
     shapes = {name: tuple(model[name].shape) for group in groups for name in group.names.values()}
     places = _state.matched(mapping, shapes, params, ".")
-    constant, scheduled = (
-        _transformation(each, places)
-        for each in (groups, _groups(checkpoint, names, mapping, {"lr": _state.zero}))
-    )
-    _state.check_state(state, params, "dialects.pytorch", constant, scheduled)
+    _state.check_state(state, params, "dialects.pytorch", _transformation(groups, places))
     records = _state.records(params, state, places, shapes)
     step = _state.step_count(state, step)
     for group in groups:

@@ -1,0 +1,117 @@
+"""The step as the TPU compiler makes it: one pass, each byte moved once.
+
+Compiled ahead of time; nothing is run. One leaf a program, since with several the compiler
+prefetches into on-chip memory, and counts those copies too.
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import rmsprop_jax
+
+SHAPES = [(50304, 768), (4096, 4096), (3, 3, 512, 512), (2**24,)]
+# Options by name, with how many averages of squares and how many others the state holds.
+VARIANTS = {
+    "plain": ({}, 1, 0),
+    "eps outside": ({"eps_in_sqrt": False}, 1, 0),
+    "momentum": ({"momentum": 0.9}, 1, 1),
+    "centred, momentum": ({"centered": True, "momentum": 0.9}, 1, 2),
+}
+# Bytes of an element of the averages of squares, and of the others.
+STORAGES = {None: (4, 4), "bfloat16": (2, 2), "float8_e5m2": (1, 2)}
+
+topology = pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4"])
+
+
+def compile_step(topology, shape, optimizer, dtype=jnp.float32, apply=None, devices=1, spec=()):
+    """A step without the gradient, parameters and state donated, on so many devices."""
+
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return (apply or optax.apply_updates)(
+            params, updates, *([state[0].count] if apply else [])
+        ), state
+
+    description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    mesh = Mesh(np.array(description.devices[:devices]), ("data",))
+
+    def placed(x):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec) if x.ndim else PartitionSpec())
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    params = placed(jax.ShapeDtypeStruct(shape, dtype))
+    state = jax.tree.map(placed, jax.eval_shape(optimizer.init, params))
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+
+
+def assert_at_floor(compiled, shape, bytes_an_element, devices=1):
+    floor = math.prod(shape) * bytes_an_element / devices
+    assert compiled.cost_analysis()["bytes accessed"] <= 1.01 * floor
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.01 * floor
+
+
+@topology
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_step_is_at_the_floor(dtype, variant, shape, topology):
+    """Gradient and parameter read, parameter written, state read and written."""
+    options, squares, others = VARIANTS[variant]
+    optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype, **options)
+    compiled = compile_step(topology, shape, optimizer)
+    of_square, of_other = STORAGES[dtype]
+    assert_at_floor(compiled, shape, 12 + 2 * (squares * of_square + others * of_other))
+
+
+@topology
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_training_in_bfloat16_is_at_the_floor(shape, topology):
+    """Two bytes a gradient and a parameter, one of state."""
+    optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype="float8_e5m2")
+    compiled = compile_step(topology, shape, optimizer, jnp.bfloat16, rmsprop_jax.apply_updates)
+    assert_at_floor(compiled, shape, 2 + 2 * 2 + 2 * 1)
+
+
+@topology
+@pytest.mark.parametrize("spec", [("data",), (None, "data")], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_sharded_state_stays_where_it_is(dtype, variant, spec, topology):
+    """Eight chips: nothing is gathered, and one byte's scale is the one small reduction."""
+    options, _, _ = VARIANTS[variant]
+    optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype, **options)
+    text = compile_step(topology, (4096, 4096), optimizer, devices=8, spec=spec).as_text()
+    collectives = re.findall(
+        r"= (\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+        r"(?:-start)?\(",
+        text,
+    )
+    kinds = [kind for _, kind in collectives]
+    assert kinds == (["all-reduce"] if dtype == "float8_e5m2" else [])
+    # One float32.
+    assert all(re.match(r"f32\[(1,)*1?\]", shape) for shape, _ in collectives)
+
+
+def test_the_floor_test_can_fail():
+    """A scale from the newest maximum takes a second pass, and the test would see it."""
+
+    def init(params):
+        return jnp.zeros(params.shape, jnp.float8_e5m2)
+
+    def update(gradients, state, params=None):
+        average = 0.9 * state.astype(jnp.float32) + 0.1 * gradients**2
+        codes = (average / jnp.max(average)).astype(jnp.float8_e5m2)
+        return -gradients / jnp.sqrt(average + 1e-8), codes
+
+    bad = optax.GradientTransformation(init, update)
+    compiled = compile_step("v5e:2x4", (4096, 4096), bad)
+    with pytest.raises(AssertionError):
+        assert_at_floor(compiled, (4096, 4096), 14)
