@@ -112,7 +112,9 @@ def full_like(
         leaf_dtype = wide_dtype(jnp.result_type(leaf))
         kept = jnp.dtype(dtype or jnp.finfo(leaf_dtype).dtype)
         if jnp.issubdtype(leaf_dtype, jnp.complexfloating) and not squares:
-            return jnp.full_like(leaf, fill_value, dtype=jnp.result_type(kept, jnp.complex64))
+            return jnp.full_like(
+                leaf, fill_value, dtype=jnp.result_type(wide_dtype(kept), jnp.complex64)
+            )
         if kept != FLOAT8:
             return jnp.full_like(leaf, fill_value, dtype=kept)
         if not squares:
@@ -160,8 +162,7 @@ def store(
         if not one_byte:
             return round_to_bfloat16(average, bits)
         unit = _next_unit(old, lax.stop_gradient(shrunk))
-        largest = jnp.max(average, initial=0)
-        largest = jnp.where(jnp.isfinite(largest), largest, old.largest)
+        largest = _next_largest(old, jnp.max(average, initial=0))
         return OneByteArray(_encode(average, unit, bits), unit, largest)
 
     return tree_map_with_path(store_leaf, averages, kept)
@@ -251,3 +252,9 @@ def _next_unit(kept: OneByteArray, shrunk: Any) -> jax.Array:
     _, exponent = jnp.frexp(jnp.maximum(kept.largest, _TINY))
     unit = jnp.ldexp(mantissa, exponent - _LOG2_LARGEST)
     return jnp.where(kept.largest == 0, 0, unit)
+
+
+def _next_largest(kept: OneByteArray, largest: jax.Array) -> jax.Array:
+    """The largest element, unless it is a stray one that would leave the others no digits."""
+    limit = jnp.where(kept.largest == 0, jnp.finfo(jnp.float32).max, kept.largest * 2.0**24)
+    return jnp.where(jnp.isnan(largest), kept.largest, jnp.minimum(largest, limit))

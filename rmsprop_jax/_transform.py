@@ -160,7 +160,7 @@ def trace(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        step = _next(state.step) if rounded else None
+        step = _next(getattr(state, "step", None))
 
         def accumulate(g: jax.Array, b: jax.Array) -> jax.Array:
             return _moments.decaying_sum(g, b, decay)

@@ -1,13 +1,23 @@
 """Averages in two bytes and in one: unbiased, of known spread, the same everywhere."""
 
 import functools
+import re
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 import pytest
 import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rmsprop_jax import scale_by_rms, scale_by_stddev
+import rmsprop_jax
+from rmsprop_jax import _accumulator, apply_updates, rmsprop, scale_by_rms, scale_by_stddev
+from rmsprop_jax._accumulator import OneByteArray
 
 NARROW = ["bfloat16", "float8_e5m2"]
 DECAYS = [0.9, 0.99, 0.999]
@@ -74,3 +84,400 @@ def test_average_is_unbiased(dtype, kind, decay):
         else:
             assert abs(bias) <= 0.01, leaf
             assert spread <= (0.15 if kind == "heavy-tailed" else 0.12), leaf
+
+
+@pytest.mark.parametrize(("decay", "spread"), [(0.9, 0.01), (0.99, 0.03), (0.999, 0.06)])
+def test_momentum_is_unbiased(decay, spread):
+    """The buffer that one byte goes with is in bfloat16: of both signs, and right on average."""
+    steps = round(3 / (1 - decay))
+    u = np.random.default_rng(0).standard_normal((steps, WIDTH)).astype(np.float32)
+    # With an average that stays at one the buffer sums what comes in.
+    optimizer = rmsprop(1.0, 0.0, 1.0, momentum=decay, accumulator_dtype="float8_e5m2")
+    scaled = u / np.sqrt(u**2 + 1.0)
+    buffer = last_state(optimizer, u)[2].trace
+    assert buffer.dtype == jnp.bfloat16
+    expected = -sum(
+        weight * x
+        for weight, x in zip(decay ** np.arange(steps)[::-1], scaled.astype(float), strict=True)
+    )
+    error = (np.asarray(buffer, float) - expected) / expected.std()
+    assert abs(error.mean()) <= 0.004
+    assert error.std() <= spread
+
+
+@pytest.mark.parametrize(
+    ("options", "squares", "others"),
+    [({}, 1, 0), ({"momentum": 0.9}, 1, 1), ({"centered": True, "momentum": 0.9}, 1, 2)],
+)
+@pytest.mark.parametrize(("dtype", "bytes_of_square"), [("bfloat16", 2), ("float8_e5m2", 1)])
+def test_state_size(dtype, bytes_of_square, options, squares, others):
+    params = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+    state = jax.eval_shape(rmsprop(0.1, accumulator_dtype=dtype, **options).init, params)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert size / 1e6 == pytest.approx(squares * bytes_of_square + others * 2, rel=1e-4)
+
+
+def test_what_each_average_is_kept_in():
+    params = {"real": jnp.ones(3), "complex": jnp.ones(3, jnp.complex64)}
+    options = {"centered": True, "momentum": 0.9, "accumulator_dtype": "float8_e5m2"}
+    averages, _, buffer, _ = rmsprop(0.1, **options).init(params)
+    assert all(isinstance(var, OneByteArray) for var in averages.var.values())
+    for of_gradients in (averages.mu, buffer.trace):
+        assert of_gradients["real"].dtype == jnp.bfloat16
+        assert of_gradients["complex"].dtype == jnp.complex64
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", *NARROW])
+def test_average_can_be_read(dtype):
+    optimizer = rmsprop(0.1, decay=0.5, accumulator_dtype=dtype)
+    params = {"w": jnp.array([[2.0, 0.0, 4.0]])}
+    state = optimizer.init(params)
+    for _ in range(20):
+        _, state = optimizer.update(params, state)
+    nu = optax.tree_utils.tree_get(state, "nu")
+    assert nu["w"].shape == (1, 3)
+    expected = [[4.0, 0.0, 16.0]]
+    np.testing.assert_allclose(np.asarray(nu["w"], np.float32), expected, rtol=0.13)
+    np.testing.assert_allclose(jnp.sqrt(jnp.asarray(nu["w"])), np.sqrt(expected), rtol=0.07)
+    text = repr(nu["w"])
+    numbers = [
+        float(x) for x in text[text.index("[[") + 2 : text.index("]]")].replace(",", " ").split()
+    ]
+    np.testing.assert_allclose(numbers, expected[0], rtol=0.13)
+
+
+def test_printing_while_traced():
+    seen = []
+    jax.jit(lambda x: seen.append(repr(x)))(
+        _accumulator.full_like(jnp.ones(3), 0.0, "float8_e5m2", squares=True)
+    )
+    assert "float8_e5m2[3]" in seen[0]
+
+
+@pytest.mark.parametrize("options", MIXED, ids=str)
+@pytest.mark.parametrize("dtype", NARROW)
+def test_the_same_bits_on_one_device_and_on_eight(dtype, options):
+    """And nothing is gathered."""
+    optimizer = rmsprop(0.1, accumulator_dtype=dtype, **options)
+    rng = np.random.default_rng(0)
+    gradients = [{"w": rng.standard_normal((16, 24), np.float32)} for _ in range(5)]
+    params = {"w": np.ones((16, 24), np.float32)}
+
+    def states(sharding):
+        update = jax.jit(optimizer.update)
+        placed = jax.device_put(params, sharding)
+        state = optimizer.init(placed)
+        for g in gradients:
+            updates, state = update(jax.device_put(g, sharding), state, placed)
+        text = update.lower(updates, state, placed).compile().as_text()
+        assert "all-gather" not in text
+        # One number, over the one axis of the mesh and then the other.
+        reduced = re.findall(r" = (\S+) all-reduce\(", text)
+        assert set(reduced) <= {"f32[]"}
+        assert len(reduced) <= 2 * (dtype == "float8_e5m2")
+        averages = jax.tree.leaves(state)
+        assert all(leaf.sharding.is_equivalent_to(sharding, 2) for leaf in averages if leaf.ndim)
+        return state
+
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    one = states(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    for spec in (("a", "b"), (None, ("b", "a"))):
+        eight = states(NamedSharding(mesh, PartitionSpec(*spec)))
+        jax.tree.map(assert_same_bits, one, eight)
+
+
+def assert_same_bits(a, b):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(*(np.atleast_1d(x).view(np.uint8) for x in (a, b)))
+
+
+@pytest.mark.parametrize("options", MIXED, ids=str)
+@pytest.mark.parametrize("dtype", NARROW)
+def test_the_same_bits_after_a_checkpoint(dtype, options, tmp_path):
+    optimizer = rmsprop(0.1, accumulator_dtype=dtype, **options)
+    params = {"w": jnp.linspace(-1, 1, 12).reshape(3, 4), "b": jnp.array(0.5)}
+    update = jax.jit(optimizer.update)
+
+    def after(steps, state):
+        for step in range(steps):
+            size = jnp.cos(step)
+            _, state = update(jax.tree.map(size.__mul__, params), state, params)
+        return state
+
+    state = after(3, optimizer.init(params))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(assert_same_bits, after(3, restored), after(3, state))
+
+
+def test_noise_is_uniform_and_independent():
+    """Of elements, of steps one after the other, and of names: all to within five deviations."""
+    width, steps = 1 << 14, 64
+    names = ["mu['w']", "var['w']"]
+    bits = [
+        _accumulator.noise((width,), jnp.int32(t), name) for name in names for t in range(steps)
+    ]
+    x = np.asarray(bits, np.float64) / 2**32 - 0.5
+    count = x.size
+    assert abs(x.mean()) < 5 / np.sqrt(12 * count)
+    assert abs(12 * x.var() - 1) < 5 / np.sqrt(count)
+    # What rounds up, where little is to be added, is in the tail.
+    for tail in (1e-1, 1e-2, 1e-3):
+        assert abs((x > 0.5 - tail).mean() - tail) < 5 * np.sqrt(tail / count)
+    # Few pairs of steps are a little correlated: the hash is a cheap one.
+    correlations = np.corrcoef(x)[np.triu_indices(len(x), 1)]
+    assert correlations.std() < 1.05 / np.sqrt(width)
+    assert abs(correlations).max() < 0.1
+    for lag in (1, 2, 3, 64):
+        assert abs(12 * (x[:, lag:] * x[:, :-lag]).mean()) < 5 / np.sqrt(count)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_gradient_stays_in_its_element(bad, dtype):
+    """It moves the unit that others share by no more than leaves them their digits."""
+    # An infinite one at the first step is all that is known of the leaf's size.
+    for at in (0, 3) if np.isnan(bad) else (3,):
+        tx, wide = scale_by_rms(accumulator_dtype=dtype), scale_by_rms()
+        g = np.ones((8, 64), np.float32)
+        g[at, 7] = bad
+        updates, expected = run(tx, g), run(wide, g)
+        np.testing.assert_array_equal(np.isfinite(updates), np.isfinite(expected))
+        ratio = np.delete(updates, 7, axis=1) / np.delete(expected, 7, axis=1)
+        assert ((ratio > 0.5) & (ratio < 2)).all()
+
+
+def run(tx, gradients):
+    state, updates = tx.init(gradients[0]), []
+    for g in gradients:
+        u, state = tx.update(g, state)
+        updates.append(u)
+    return np.stack(updates)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
+def test_every_nan_is_kept(bits, dtype):
+    """A GPU's has all digits set: one more would make it a number."""
+    average = jnp.asarray(np.array([bits, 0x3F800000], np.uint32).view(np.float32))
+    for last in (0.0, 1.0):
+        kept = _accumulator.full_like(average, last, dtype, squares=True)
+        kept = jax.jit(_accumulator.store, static_argnums=3)(average, kept, jnp.int32(1), "nu")
+        np.testing.assert_array_equal(np.isnan(np.asarray(kept, np.float32)), [True, False])
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (2, 3, 4)], ids=str)
+def test_shapes(shape, dtype):
+    optimizer = rmsprop(0.1, centered=True, momentum=0.9, accumulator_dtype=dtype)
+    params = jnp.ones(shape)
+    updates, state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    chex.assert_shape([updates, state[0].var, state[0].mu], shape)
+
+
+@given(
+    st.lists(st.floats(0, 2.0**60, width=32), min_size=1, max_size=30),
+    st.sampled_from([0.5, 0.9, 0.999]),
+    st.integers(0, 2**31 - 1),
+)
+def test_one_byte_is_within_a_unit_of_its_code(values, shrunk, step):
+    """Whatever the average: to an eighth, or 2**-29 of the largest; zero is zero."""
+    average = jnp.asarray(values, jnp.float32)
+    kept = _accumulator.convert(
+        average, _accumulator.full_like(average, 0.0, "float8_e5m2", squares=True)
+    )
+    new = np.asarray(_accumulator.store(average, kept, jnp.int32(step), "nu", shrunk), float)
+    x = np.asarray(average, float)
+    assert (new[x == 0] == 0).all()
+    largest = max(x.max(), 2.0**-100)
+    assert (abs(new - x) <= x / 8 + largest * 2.0**-27).all()
+
+
+@given(st.lists(st.floats(2.0**-90, 2.0**45, width=32), min_size=1, max_size=30))
+def test_the_first_average_is_kept_to_a_power_of_two(values):
+    """Nothing is known of its size yet."""
+    average = jnp.asarray(values, jnp.float32)
+    kept = _accumulator.full_like(average, 0.0, "float8_e5m2", squares=True)
+    first = _accumulator.store(average, kept, jnp.int32(1), "nu", 0.9)
+    x, new = np.asarray(average, float), np.asarray(first, float)
+    assert ((new / x >= 0.5) & (new / x <= 2)).all()
+    second = _accumulator.store(average, first, jnp.int32(2), "nu", 0.9)
+    seen = x >= x.max() * 2.0**-24
+    np.testing.assert_allclose(np.asarray(second, float)[seen], x[seen], rtol=0.13)
+
+
+def test_range_of_one_byte():
+    """What the docstring of `rmsprop` says of elements far below the leaf's largest."""
+    rng = np.random.default_rng(0)
+    below = 10.0 ** np.arange(0, 8)  # |g| of the largest, over that of the others
+    g = rng.standard_normal((300, len(below), 2000)) / below[:, None]
+    state = last_state(scale_by_rms(0.99, accumulator_dtype="float8_e5m2"), g.astype(np.float32))
+    expected = reference.mean_square(g, 0.99)
+    measured = [bias_and_spread(*x) for x in zip(np.asarray(state.nu), expected, strict=True)]
+    spread = dict(zip(below, (spread for _, spread in measured), strict=True))
+    assert spread[1e3] < 0.12
+    assert 0.12 < spread[1e4] < 0.3
+    assert 0.5 < spread[1e5] < 1.5
+    # Beyond that most are zero, and the others far too large.
+    assert (np.asarray(state.nu)[-2:] == 0).mean() > 0.99
+
+
+def test_an_average_that_jumps():
+    """What grows a thousandfold between steps is cut once, and right at the next step."""
+    tx = scale_by_rms(0.9, accumulator_dtype="float8_e5m2")
+    g = np.ones((30, 500), np.float32)
+    g[15:] = 1e3
+    state, roots = tx.init(g[0]), []
+    for x in g:
+        updates, state = tx.update(x, state)
+        assert (abs(updates) <= 1 / np.sqrt(1 - 0.9) + 1e-4).all()
+        roots.append(np.sqrt(np.asarray(state.nu)).mean())
+    expected = [
+        np.sqrt(reference.mean_square(g[: t + 1, :1].astype(float), 0.9))[0] for t in range(30)
+    ]
+    np.testing.assert_allclose(roots[:15], expected[:15], rtol=0.05)
+    assert roots[15] < expected[15]
+    np.testing.assert_allclose(roots[20:], expected[20:], rtol=0.15)
+
+
+def test_vmap_over_models():
+    """Each has its own scale."""
+    tx = scale_by_rms(0.9, accumulator_dtype="float8_e5m2")
+    g = jnp.array([[1e-6] * 50, [1e3] * 50])
+
+    def run_one(g):
+        return jax.lax.scan(lambda s, _: (tx.update(g, s)[1], None), tx.init(g), length=60)[0]
+
+    nu = np.asarray(jax.vmap(run_one)(g).nu)
+    np.testing.assert_allclose(nu.mean(1), [1e-12, 1e6], rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_derivatives_take_what_is_kept_for_a_constant(dtype):
+    """Through the newest gradient they are those of float32."""
+
+    def second_update(rate, first, g, accumulator_dtype):
+        tx = rmsprop(rate, accumulator_dtype=accumulator_dtype)
+        _, state = tx.update(first, tx.init(first))
+        return tx.update(g, state)[0].sum()
+
+    first, g = jnp.linspace(1, 2, 5), jnp.linspace(-1, 1, 5)
+    slopes = jax.grad(second_update, argnums=(0, 1, 2))(0.1, first, g, dtype)
+    wide = jax.grad(second_update, argnums=(0, 1, 2))(0.1, first, g, None)
+    np.testing.assert_array_equal(slopes[1], 0)
+    np.testing.assert_allclose(slopes[2], wide[2], rtol=0.3, atol=1e-3)
+    assert np.isfinite(slopes[0])
+
+
+@pytest.mark.parametrize("name", ["pytorch", "keras", "tensorflow_v1", "hinton", "graves", "dqn"])
+@pytest.mark.parametrize("dtype", NARROW)
+def test_dialects(name, dtype):
+    """Each in few bits goes where it goes in float32."""
+    dialect = getattr(rmsprop_jax.dialects, name)
+    rng = np.random.default_rng(0)
+    g = (rng.standard_normal((200, 400)) + 0.3).astype(np.float32)
+
+    def total(optimizer):
+        def step(state, g):
+            updates, state = optimizer.update(g, state, g)
+            return state, updates
+
+        return jax.jit(lambda g: jax.lax.scan(step, optimizer.init(g[0]), g)[1].sum(0))(g)
+
+    narrow, wide = total(dialect(0.01, accumulator_dtype=dtype)), total(dialect(0.01))
+    np.testing.assert_allclose(narrow.mean(), wide.mean(), rtol=0.03)
+    np.testing.assert_allclose(narrow, wide, rtol=0.3, atol=0.3 * abs(wide).mean())
+
+
+@pytest.mark.parametrize("options", [*MIXED, {"momentum": 0.9, "nesterov": True}], ids=str)
+@pytest.mark.parametrize("dtype", NARROW)
+def test_composes(dtype, options):
+    """Masks, partitions, injected hyperparameters and accumulated steps; one compilation."""
+    params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+    make = functools.partial(rmsprop, accumulator_dtype=dtype, **options)
+    for optimizer in (
+        optax.masked(make(0.1), {"w": True, "b": False}),
+        optax.partition({"a": make(0.1), "b": optax.sgd(0.1)}, {"w": "a", "b": "b"}),
+        optax.inject_hyperparams(make, static_args=("accumulator_dtype", "weight_decay"))(0.1),
+        optax.MultiSteps(make(0.1), 2),
+        optax.apply_if_finite(make(0.1), 3),
+    ):
+        step = jax.jit(optimizer.update)
+        state = optimizer.init(params)
+        for _ in range(4):
+            updates, state = step(params, state, params)
+        assert step._cache_size() == 1
+        assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+
+# apply_updates.
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 0.1])
+def test_bfloat16_parameters_move_on_average(size):
+    """As far as they should, where rounding to nearest stands still, and no further."""
+    steps, width = 500, 4000
+    params, nearest = (jnp.full(width, 1.0, jnp.bfloat16) for _ in range(2))
+    updates = size * np.random.default_rng(0).uniform(0, 2, (steps, width)).astype(np.float32)
+    add = jax.jit(apply_updates)
+    for step, u in enumerate(updates):
+        params = add(params, u, step)
+        nearest = optax.apply_updates(nearest, u)
+    expected = 1 + updates.astype(float).sum(0)
+    moved = np.asarray(params, float)
+    assert params.dtype == jnp.bfloat16
+    np.testing.assert_allclose(moved.mean(), expected.mean(), rtol=1e-3)
+    if size == 1e-5:
+        assert (nearest == 1).all()
+        assert moved.mean() > 1.004
+
+
+def test_other_parameters_are_optaxs():
+    params = {
+        "a": jnp.ones(3),
+        "b": jnp.ones(3, jnp.float16),
+        "c": 1.0,
+        "d": None,
+        "e": jnp.ones(2, complex),
+    }
+    updates = {
+        "a": jnp.full(3, 0.1),
+        "b": jnp.full(3, 1e-3, jnp.float16),
+        "c": 0.5,
+        "d": None,
+        "e": jnp.ones(2, complex),
+    }
+    chex.assert_trees_all_equal(
+        apply_updates(params, updates), optax.apply_updates(params, updates)
+    )
+    chex.assert_trees_all_equal(
+        apply_updates(params, updates, 3), optax.apply_updates(params, updates)
+    )
+
+
+def test_parameters_have_the_same_bits_on_eight_devices():
+    mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))
+    params = jnp.linspace(-2, 2, 64, dtype=jnp.bfloat16).reshape(8, 8)
+    updates = jnp.full((8, 8), 1e-3)
+    one = jax.jit(apply_updates)(params, updates, 5)
+    for spec in (("a",), (None, "a")):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        eight = jax.jit(apply_updates)(*jax.device_put((params, updates), sharding), 5)
+        assert eight.sharding.is_equivalent_to(sharding, 2)
+        assert_same_bits(one, eight)
+
+
+@given(st.floats(width=32), st.integers(0, 2**31 - 1))
+def test_bfloat16_parameters_round_to_a_neighbour(x, step):
+    """Down or up, exactly what is exact, and NaN and infinity to themselves."""
+    (new,) = np.asarray(apply_updates(jnp.zeros(1, jnp.bfloat16), jnp.array([x]), step), float)
+    bits = np.array([x], np.float32).view(np.uint32)
+    if not np.isfinite(x):
+        np.testing.assert_equal(new, x)
+    else:
+        toward_zero = (bits & np.uint32(0xFFFF0000)).view(np.float32)[0]
+        away = ((bits & np.uint32(0xFFFF0000)) + np.uint32(0x10000)).view(np.float32)[0]
+        assert new in ({x} if toward_zero == x else {toward_zero, away})

@@ -74,9 +74,10 @@ def problem_of(name, seed=0, **size):
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(name):
-    parameters = inspect.signature(getattr(dialects, name)).parameters.values()
+    *parameters, ours = inspect.signature(getattr(dialects, name)).parameters.values()
     assert [(p.name, p.default) for p in parameters] == list(SIGNATURES[name].items())
     assert {p.kind for p in parameters} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    assert (ours.name, ours.default, ours.kind) == ("accumulator_dtype", None, ours.KEYWORD_ONLY)
 
 
 # Each dialect in float64, given all of its arguments.

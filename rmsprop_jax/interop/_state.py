@@ -177,25 +177,39 @@ def _is_scalar_array(x: Any) -> bool:
 
 
 def check_state(
-    state: Any, params: Any, dialect: str, optimizer: optax.GradientTransformation
+    state: Any,
+    params: Any,
+    dialect: str,
+    constant: optax.GradientTransformation,
+    counting: optax.GradientTransformation,
 ) -> None:
-    """Raises unless ``state`` has the averages of ``optimizer``, kept in whatever dtype."""
+    """Raises unless ``state`` is that of ``dialect``.
 
-    def averages(tree: Any) -> set[str]:
-        leaves = tree_leaves_with_path(tree, is_leaf=_accumulator.is_one_byte)
-        return {keystr(keys) for keys, _ in leaves if not _is_counter(keys)}
+    It has all that ``constant`` has, with averages kept in whatever dtype, and no more than
+    ``counting``, which was made with `counters`.
+    """
 
-    expected, found = averages(jax.eval_shape(optimizer.init, params)), averages(state)
-    if expected != found:
+    def leaves(tree: Any) -> set[str]:
+        found = tree_leaves_with_path(tree, is_leaf=_accumulator.is_one_byte)
+        return {keystr(keys) for keys, _ in found}
+
+    least, most = (leaves(jax.eval_shape(o.init, params)) for o in (constant, counting))
+    missing, unexpected = least - leaves(state), leaves(state) - most
+    if missing or unexpected:
         raise ValueError(
             f"state is not that of {dialect} with the centered and momentum of the optimizer to "
-            f"save to: missing {sorted(expected - found)}, unexpected {sorted(found - expected)}"
+            f"save to: missing {sorted(missing)}, unexpected {sorted(unexpected)}"
         )
 
 
-def _is_counter(keys: KeyPath) -> bool:
-    fields = (key.name for key in keys if isinstance(key, GetAttrKey))
-    return next((field for field in fields if field in _FIELDS), None) in _COUNTERS
+def counters(rate: str, state: Any) -> dict[str, Any]:
+    """Hyperparameters with which a dialect's state counts all that ``state`` may count.
+
+    These are a schedule, under the name ``rate``, and narrow averages if ``state`` has any.
+    """
+    leaves = jax.tree.leaves(state, is_leaf=_accumulator.is_one_byte)
+    narrow = any(_accumulator.is_one_byte(x) or x.dtype == jnp.bfloat16 for x in leaves)
+    return {rate: lambda _: 0.0, "accumulator_dtype": jnp.bfloat16 if narrow else None}
 
 
 def turned(record: Record) -> Record:

@@ -117,7 +117,9 @@ def save(
     found = _variables(target)
     shapes = {name: tuple(variable.shape) for name, (variable, _) in found.items()}
     places = _state.matched(mapping, shapes, params)
-    _state.check_state(state, params, "dialects.keras", dialects.keras(**options))
+    constant = dialects.keras(**options)
+    counting = dialects.keras(**options | _state.counters("learning_rate", state))
+    _state.check_state(state, params, "dialects.keras", constant, counting)
     records = _state.records(params, state, places, shapes)
     step = _state.step_count(state, step)
     assigned = []

@@ -121,8 +121,10 @@ def save(
     places = _state.matched(mapping, shapes, params)
     centered = all(len(keys) == 3 for keys in trained.values())
     momentum = 0.9 if _state.read(state)["trace"] else 0.0
-    optimizer = dialects.tensorflow_v1(0.0, momentum=momentum, centered=centered)
-    _state.check_state(state, params, "dialects.tensorflow_v1", optimizer)
+    options = {"learning_rate": 0.0, "momentum": momentum, "centered": centered}
+    constant = dialects.tensorflow_v1(**options)
+    counting = dialects.tensorflow_v1(**options | _state.counters("learning_rate", state))
+    _state.check_state(state, params, "dialects.tensorflow_v1", constant, counting)
     saved = dict(variables)
     for variable, record in _state.records(params, state, places, shapes).items():
         # TensorFlow keeps a buffer also without momentum, and multiplies it by zero.

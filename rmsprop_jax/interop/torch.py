@@ -142,7 +142,11 @@ def save(
     model, slots = copy.copy(checkpoint[_MODEL]), {}
     shapes = {name: tuple(model[name].shape) for group in groups for name in group.names.values()}
     places = _state.matched(mapping, shapes, params, ".")
-    _state.check_state(state, params, "dialects.pytorch", _transformation(groups, places))
+    constant, counting = (
+        _transformation(_groups(checkpoint, names, mapping, instead), places)
+        for instead in ({}, _state.counters("lr", state))
+    )
+    _state.check_state(state, params, "dialects.pytorch", constant, counting)
     records = _state.records(params, state, places, shapes)
     step = _state.step_count(state, step)
     for group in groups:
