@@ -206,7 +206,9 @@ def draw(results: dict[str, dict[str, np.ndarray]], path: Path) -> None:
                 panel.plot(epochs, loss[i].mean(0), line, color=color, label=name)
                 if name == "float32":
                     panel.fill_between(epochs, loss[i].min(0), loss[i].max(0), color="0.85")
-            panel.set(yscale="log", title=f"{task}, decay {decay}", xlabel="epoch")
+            # What falls by powers of ten is seen on a logarithmic axis.
+            panel.set_yscale("log" if task == "digits" else "linear")
+            panel.set(title=f"{task}, decay {decay}", xlabel="epoch")
         row[0].set_ylabel("training loss (nats)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)

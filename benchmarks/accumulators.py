@@ -1,0 +1,271 @@
+"""What a narrow average costs and what it saves: ours, Optax's, torch's and bitsandbytes'.
+
+For each: the error of sqrt(v) against float64 after many steps, bytes of state and
+bytes that a compiled step moves a parameter, and the training loss of a small network.
+torch and bitsandbytes are left out where they are not installed (`pip install
+torch==2.13.0`, then `pip install bitsandbytes --no-deps`), bytes moved without libtpu.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import tpu
+import training
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import reference
+
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None
+try:
+    import bitsandbytes
+except ModuleNotFoundError:
+    bitsandbytes = None
+
+WIDTH = 4096
+DECAYS = training.DECAYS
+LEGEND = """
+state, moved: bytes a parameter, kept, and read and written by a step compiled for TPU v5e
+v, sqrt(v), decay: bias of v and spread of sqrt(v) over float64's, gradients within a factor of 400
+log-normal: percentiles of sqrt(v) over float64's, decay 0.999, sizes of gradients e**(2 N(0, 1))
+loss, decay: training loss of the digits network at the end, mean of the seeds
+"""
+
+
+class Method(NamedTuple):
+    """One implementation with one storage.
+
+    Attributes:
+      average: From gradients (steps, WIDTH) and a decay to the last average v.
+      storage: How `training` trains with it; None if it is torch's.
+      state_bytes: Of state, a parameter.
+      dtype: Of parameters and gradients.
+      torch_optimizer: Makes one of torch's.
+    """
+
+    average: Callable[[np.ndarray, float], np.ndarray]
+    storage: training.Storage | None = None
+    state_bytes: float = 4
+    dtype: Any = jnp.float32
+    torch_optimizer: Any = None
+
+
+def jax_method(storage: training.Storage) -> Method:
+    """Ours or Optax's."""
+
+    def average(gradients: np.ndarray, decay: float) -> np.ndarray:
+        optimizer = storage.optimizer(1e-3, decay)
+        g = jnp.asarray(gradients, storage.dtype)
+
+        def step(state: Any, g: jax.Array) -> tuple[Any, None]:
+            return optimizer.update(g, state)[1], None
+
+        state, _ = jax.jit(lambda g: jax.lax.scan(step, optimizer.init(g[0]), g))(g)
+        return np.asarray(optax.tree_utils.tree_get(state, "nu"), np.float64)
+
+    params = jax.ShapeDtypeStruct((2**20,), storage.dtype)
+    state = jax.eval_shape(storage.optimizer(1e-3, 0.9).init, params)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return Method(average, storage, size / 2**20, storage.dtype)
+
+
+def torch_method(make: Callable[..., Any], read: Callable[[Any], Any]) -> Method:
+    """A torch optimizer; ``read`` makes v of what it keeps of a parameter."""
+
+    def run(gradients: np.ndarray, decay: float) -> Any:
+        assert torch is not None
+        w = torch.nn.Parameter(torch.zeros(gradients.shape[1]))
+        optimizer = make([w], lr=1e-3, alpha=decay, eps=1e-8)
+        for g in gradients:
+            w.grad = torch.tensor(g)
+            optimizer.step()
+        return optimizer.state[w]
+
+    kept = run(np.ones((1, 2**20), np.float32), 0.9)
+    # bitsandbytes keeps a table of its codes, one for all parameters.
+    arrays = [x for k, x in kept.items() if hasattr(x, "numel") and not k.startswith("qmap")]
+    size = sum(x.numel() * x.element_size() for x in arrays)
+    return Method(
+        lambda g, decay: read(run(g, decay)).double().numpy(),
+        state_bytes=size / 2**20,
+        torch_optimizer=make,
+    )
+
+
+def methods() -> dict[str, Method]:
+    """All that can be run here, by name."""
+    found = {
+        "ours, float32": jax_method(training.STORAGES["float32"]),
+        "ours, bfloat16": jax_method(training.STORAGES["bfloat16"]),
+        "ours, one byte": jax_method(training.STORAGES["one byte"]),
+        "Optax, float32": jax_method(training.Storage(optax.rmsprop)),
+        "Optax, all bfloat16": jax_method(training.NEAREST["all bfloat16, to nearest"]),
+    }
+    if torch is not None:
+        found["torch, float32"] = torch_method(torch.optim.RMSprop, lambda s: s["square_avg"])
+    if torch is not None and bitsandbytes is not None:
+        eight_bits = bitsandbytes.optim.rmsprop.RMSprop8bit
+
+        def make(params: Any, **options: Any) -> Any:
+            return eight_bits(params, min_8bit_size=1, **options)
+
+        def read(kept: Any) -> Any:
+            scales = kept["absmax1"].repeat_interleave(256)
+            return kept["qmap1"][kept["state1"].long()] * scales[: kept["state1"].numel()]
+
+        found["bitsandbytes, 8 bits"] = torch_method(make, read)
+    return found
+
+
+def gradients(kind: str, decay: float) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients (steps, WIDTH), and their size in each element."""
+    rng = np.random.default_rng(0)
+    if kind == "factor of 400":
+        size = np.geomspace(1e-3, 0.4, WIDTH)
+    else:
+        size = 1e-2 * np.exp(2 * rng.standard_normal(WIDTH))
+    g = size * rng.standard_normal((round(3 / (1 - decay)), WIDTH))
+    return g.astype(np.float32), size
+
+
+def errors(method: Method, kind: str, decay: float) -> tuple[np.ndarray, np.ndarray]:
+    """sqrt(v) over float64's in each element, and the gradients' sizes."""
+    g, size = gradients(kind, decay)
+    seen = np.asarray(jnp.asarray(g, method.dtype), np.float64)
+    ratio = method.average(g, decay) / reference.mean_square(seen, decay)
+    return np.sqrt(ratio), size
+
+
+def bytes_moved(method: Method) -> float | None:
+    """A step's on TPU v5e, a parameter; Optax adds updates, or ours where they are bfloat16."""
+    if method.storage is None or not tpu.AVAILABLE:
+        return None
+    optimizer = method.storage.optimizer(1e-3, 0.9)
+    compiled = tpu.compile_step("v5e:2x4", (4096, 4096), optimizer, method.dtype)
+    return tpu.bytes_accessed(compiled) / 4096**2
+
+
+def train_in_torch(method: Method, decay: float, epochs: int) -> np.ndarray:
+    """The losses of `training.digits` at the end, one for each seed."""
+    assert torch is not None
+    images, labels = training.digits().examples
+    images, labels = torch.tensor(np.asarray(images)), torch.tensor(np.asarray(labels)).long()
+    losses = []
+    for seed in range(training.SEEDS):
+        torch.manual_seed(seed)
+        hidden, output = torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)
+        for layer in (hidden, output):
+            torch.nn.init.normal_(layer.weight, std=1 / 8)
+            torch.nn.init.zeros_(layer.bias)
+        model = torch.nn.Sequential(hidden, torch.nn.Tanh(), output)
+        optimizer = method.torch_optimizer(model.parameters(), lr=1e-3, alpha=decay, eps=1e-8)
+        loss = torch.nn.CrossEntropyLoss()
+        for _ in range(epochs):
+            order = torch.randperm(len(images))[: len(images) // training.BATCH * training.BATCH]
+            for batch in order.split(training.BATCH):
+                optimizer.zero_grad()
+                loss(model(images[batch]), labels[batch]).backward()
+                optimizer.step()
+        losses.append(loss(model(images), labels).item())
+    return np.array(losses)
+
+
+def final_losses(method: Method, epochs: int) -> np.ndarray:
+    """Training losses of the digits network at the end, (decays, seeds)."""
+    if method.storage is not None:
+        return training.train(training.digits(), method.storage, epochs)[..., -1]
+    return np.stack([train_in_torch(method, decay, epochs) for decay in DECAYS])
+
+
+def draw(
+    ratios: dict[str, tuple[np.ndarray, np.ndarray]],
+    losses: dict[str, np.ndarray],
+    sizes: dict[str, float],
+    path: Path,
+) -> None:
+    """Above: sqrt(v) of each element over float64's. Below: training losses, and state."""
+    figure = plt.figure(figsize=(14, 7.5), layout="constrained")
+    above, below = np.asarray(figure.subfigures(2, 1))
+    panels = above.subplots(1, len(ratios), sharey=True)
+    for panel, (name, (ratio, size)) in zip(panels, ratios.items(), strict=True):
+        panel.loglog(size, np.maximum(ratio, 1e-2), ".", markersize=1, color="#0072b2")
+        panel.axhline(1, color="black", linewidth=0.5)
+        panel.set(title=name.replace(", ", ",\n"), xlabel="size of gradients", ylim=(8e-3, 1e2))
+    panels[0].set_ylabel("sqrt(v) over float64's\n(zero is drawn at 0.01)")
+
+    left, right = below.subplots(1, 2, width_ratios=(3, 1))
+    colors = ("#0072b2", "#d55e00", "#009e73")
+    for i, (decay, color) in enumerate(zip(DECAYS, colors, strict=True)):
+        for j, ends in enumerate(loss[i] for loss in losses.values()):
+            x = np.full(len(ends), j + 0.2 * (i - 1))
+            label = None if j else f"decay {decay}"
+            left.semilogy(x, ends, "o", color=color, markersize=4, label=label)
+    left.set_xticks(range(len(losses)), [name.replace(", ", ",\n") for name in losses])
+    left.set_ylabel(f"training loss of the digits (nats), {training.SEEDS} seeds")
+    left.legend(ncols=3, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    right.barh(list(sizes)[::-1], list(sizes.values())[::-1], color="0.6")
+    right.set_xlabel("bytes of state a parameter")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Prints the table and draws the picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--epochs", type=int, default=150, help="passes over the digits")
+    parser.add_argument("--output", type=Path, default=Path("accumulators.png"), help="the picture")
+    args = parser.parse_args()
+    if args.epochs < 1:
+        parser.error("--epochs must be at least 1")
+
+    found = methods()
+    rows, ratios, losses = [], {}, {}
+    for name, method in tqdm(found.items(), unit="method"):
+        uniform = [errors(method, "factor of 400", decay)[0] for decay in DECAYS]
+        ratios[name] = errors(method, "log-normal", 0.999)
+        losses[name] = final_losses(method, args.epochs)
+        moved = bytes_moved(method)
+        rows.append(
+            [
+                name,
+                f"{method.state_bytes:.2f}",
+                "-" if moved is None else f"{moved:.2f}",
+                *(
+                    f"{100 * ((ratio**2).mean() - 1):+.1f} %, {ratio.std():.3f}"
+                    for ratio in uniform
+                ),
+                "{:.2f}, {:.2f}, {:.2f}".format(*np.percentile(ratios[name][0], [5, 50, 95])),
+                *(f"{loss.mean():.4f}" for loss in losses[name]),
+            ]
+        )
+    versions = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
+    versions += [] if torch is None else [f"torch {torch.__version__}"]
+    versions += [] if bitsandbytes is None else [f"bitsandbytes {bitsandbytes.__version__}"]
+    print(f"{jax.devices()[0].device_kind}, {', '.join(versions)}")
+    print(LEGEND)
+    header = ["", "state", "moved"]
+    header += [f"v, sqrt(v), {decay}" for decay in DECAYS] + ["log-normal: 5, 50, 95 %"]
+    header += [f"loss, {decay}" for decay in DECAYS]
+    print("| " + " | ".join(header) + " |")
+    print("|---" * len(header) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    draw(ratios, losses, {name: method.state_bytes for name, method in found.items()}, args.output)
+    print(f"\n{args.output}")
+
+
+if __name__ == "__main__":
+    main()

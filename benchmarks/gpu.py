@@ -1,0 +1,135 @@
+"""The time of a step on a GPU, as a fraction of what its memory allows.
+
+Ours in three storages, Optax's, torch's (foreach, and compiled) and bitsandbytes' of 8 bits,
+on one leaf and on 400. The floor of each is the bytes that its step must move (gradient
+read, parameter and state read and written), at the bandwidth of a copy timed in the same
+round. 1.00 is the floor; 0.50 takes twice as long. torch and bitsandbytes are left out where
+they are not installed. It runs on a CPU too, to see that it runs: `--log2-size 20`.
+"""
+
+import argparse
+import gc
+import os
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+# torch is to have room beside JAX.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import optax
+from step import copy, jax_step, measure
+from tqdm import tqdm
+
+import rmsprop_jax
+
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None
+try:
+    import bitsandbytes
+except ModuleNotFoundError:
+    bitsandbytes = None
+
+Step = Callable[[], Any]
+
+
+def torch_step(make: Callable[..., Any], compiled: bool, leaves: int, size: int) -> Step:
+    """A step of a torch optimizer, waited for."""
+    assert torch is not None
+    on = "cuda" if torch.cuda.is_available() else "cpu"
+    params = [torch.ones(size, device=on, requires_grad=True) for _ in range(leaves)]
+    for p in params:
+        p.grad = torch.full((size,), 0.1, device=on)
+    optimizer = make(params, lr=1e-3, alpha=0.9)
+    step = torch.compile(optimizer.step) if compiled else optimizer.step
+
+    def run() -> None:
+        assert torch is not None
+        step()
+        if on == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def methods() -> dict[str, tuple[Callable[[int, int], Step], float]]:
+    """What makes a step of so many leaves and parameters in each, and its bytes of state."""
+
+    def of_jax(optimizer: optax.GradientTransformation) -> Callable[[int, int], Step]:
+        return partial(jax_step, optimizer)
+
+    found: dict[str, tuple[Callable[[int, int], Step], float]] = {
+        "ours, float32": (of_jax(rmsprop_jax.rmsprop(1e-3)), 4),
+        "ours, bfloat16": (of_jax(rmsprop_jax.rmsprop(1e-3, accumulator_dtype="bfloat16")), 2),
+        "ours, one byte": (of_jax(rmsprop_jax.rmsprop(1e-3, accumulator_dtype="float8_e5m2")), 1),
+        "Optax": (of_jax(optax.rmsprop(1e-3)), 4),
+    }
+    if torch is not None:
+        foreach = partial(torch.optim.RMSprop, foreach=True)
+        found["torch, foreach"] = (partial(torch_step, foreach, False), 4)
+        if torch.cuda.is_available():
+            found["torch, compiled"] = (partial(torch_step, foreach, True), 4)
+    if torch is not None and bitsandbytes is not None:
+        eight_bits = bitsandbytes.optim.rmsprop.RMSprop8bit
+        found["bitsandbytes, 8 bits"] = (partial(torch_step, eight_bits, False), 1 + 4 / 256)
+    return found
+
+
+def row(name: str, leaves: int, size: int, rounds: int) -> list[str]:
+    """A row of the table: milliseconds, and the floor over them."""
+    make, state_bytes = methods()[name]
+    words = leaves * size
+    times = measure({"step": make(leaves, size), "copy": copy(words)}, rounds)
+    # The copy reads and writes a float32.
+    floor = (12 + 2 * state_bytes) / 8
+    fractions = [floor * c / s for s, c in zip(times["step"], times["copy"], strict=True)]
+    return [
+        name,
+        str(leaves),
+        f"{1e3 * statistics.median(times['step']):.2f}",
+        f"{statistics.median(fractions):.3f}",
+        f"{8 * words / statistics.median(times['copy']) / 1e9:.0f}",
+    ]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--log2-size", type=int, default=28, choices=range(10, 31), metavar="10..30",
+        help="parameters in all, as a power of two",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=int, default=20, choices=range(1, 1001), metavar="1..1000",
+        help="measurements of each",
+    )  # fmt: skip
+    args = parser.parse_args()
+
+    rows = []
+    for leaves in (1, 400):
+        for name in tqdm(methods(), unit="method", desc=f"{leaves} leaves"):
+            rows.append(row(name, leaves, 2**args.log2_size // leaves, args.rounds))
+            gc.collect()
+            if torch is not None and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    versions = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
+    versions += [] if torch is None else [f"torch {torch.__version__}"]
+    versions += [] if bitsandbytes is None else [f"bitsandbytes {bitsandbytes.__version__}"]
+    device = jax.devices()[0]
+    print(f"{device.device_kind} ({device.platform}), 2**{args.log2_size} parameters")
+    print(", ".join(versions), end="\n\n")
+    print("| method | leaves | ms a step | of the floor | copy, GB/s |")
+    print("|---|---|---|---|---|")
+    for cells in rows:
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
