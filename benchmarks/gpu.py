@@ -109,10 +109,16 @@ def main() -> None:
         "--rounds", type=int, default=20, choices=range(1, 1001), metavar="1..1000",
         help="measurements of each",
     )  # fmt: skip
+    parser.add_argument(
+        "--leaves", type=int, nargs="+", default=[1, 400], metavar="N",
+        help="into how many leaves the parameters are split",
+    )  # fmt: skip
     args = parser.parse_args()
+    if not all(1 <= leaves <= 2**args.log2_size for leaves in args.leaves):
+        parser.error("--leaves must be at least 1 and leave each a parameter")
 
     rows = []
-    for leaves in (1, 400):
+    for leaves in args.leaves:
         for name in tqdm(methods(), unit="method", desc=f"{leaves} leaves"):
             rows.append(row(name, leaves, 2**args.log2_size // leaves, args.rounds))
             gc.collect()

@@ -30,7 +30,7 @@ def compile_step(
     shape: tuple[int, ...],
     optimizer: optax.GradientTransformation,
     dtype: Any = jnp.float32,
-    apply: Callable[..., Any] = optax.apply_updates,
+    apply: Callable[..., Any] | None = None,
     devices: int = 1,
     spec: tuple[Any, ...] = (),
 ) -> jax.stages.Compiled:
@@ -41,15 +41,17 @@ def compile_step(
       shape: The leaf's.
       optimizer: What is compiled.
       dtype: That of parameters and gradients.
-      apply: What adds updates to parameters; anything but Optax's is given the step's number.
+      apply: What adds updates to parameters, given the number of the step too; ``None`` is
+        Optax's, which has no use for it.
       devices: How many chips of the slice to use.
       spec: How parameters and state are spread over them.
     """
 
     def step(params: Any, state: Any, gradients: Any, count: Any) -> Any:
         updates, state = optimizer.update(gradients, state, params)
-        numbered = () if apply is optax.apply_updates else (count,)
-        return apply(params, updates, *numbered), state
+        if apply is not None:
+            return apply(params, updates, count), state
+        return optax.apply_updates(params, updates), state
 
     description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     mesh = Mesh(np.array(description.devices[:devices]), ("data",))

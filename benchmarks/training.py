@@ -50,6 +50,7 @@ class Storage(NamedTuple):
       optimizer: Makes one, of a learning rate and a decay.
       dtype: That of parameters and gradients.
       apply: From parameters, updates and the number of the step to parameters.
+      traced: Whether the decay may be traced; in Optax it would widen a bfloat16 average.
     """
 
     optimizer: Callable[..., optax.GradientTransformation]
@@ -57,6 +58,7 @@ class Storage(NamedTuple):
     apply: Callable[[Any, Any, Any], Any] = lambda params, updates, _: optax.apply_updates(
         params, updates
     )
+    traced: bool = True
 
 
 def ours(accumulator_dtype: Any) -> Callable[..., optax.GradientTransformation]:
@@ -99,7 +101,7 @@ STORAGES = {
 NEAREST = {
     "bfloat16, to nearest": Storage(to_nearest(jnp.bfloat16)),
     "one byte, to nearest": Storage(to_nearest(jnp.float8_e5m2)),
-    "all bfloat16, to nearest": Storage(optax.rmsprop, jnp.bfloat16),
+    "all bfloat16, to nearest": Storage(optax.rmsprop, jnp.bfloat16, traced=False),
 }
 
 
@@ -168,7 +170,7 @@ def train(task: Task, storage: Storage, epochs: int) -> np.ndarray:
     examples = len(jax.tree.leaves(task.examples)[0])
     steps = examples // BATCH
 
-    def run(decay: float, key: jax.Array) -> jax.Array:
+    def run(decay: Any, key: jax.Array) -> jax.Array:
         optimizer = storage.optimizer(task.learning_rate, decay)
 
         def step(carry: Any, batch: jax.Array) -> tuple[Any, None]:
@@ -189,8 +191,11 @@ def train(task: Task, storage: Storage, epochs: int) -> np.ndarray:
         return jax.lax.scan(epoch, carry, jax.random.split(key, epochs))[1]
 
     seeds = jax.random.split(jax.random.key(0), SEEDS)
-    # A traced decay would be float32, and Optax's bfloat16 average with it.
-    return np.stack([jax.jit(jax.vmap(partial(run, decay)))(seeds) for decay in DECAYS])
+    over_seeds = jax.vmap(run, in_axes=(None, 0))
+    if storage.traced:
+        over_decays = jax.vmap(over_seeds, in_axes=(0, None))
+        return np.asarray(jax.jit(over_decays)(jnp.asarray(DECAYS), seeds))
+    return np.stack([jax.jit(partial(over_seeds, decay))(seeds) for decay in DECAYS])
 
 
 def draw(results: dict[str, dict[str, np.ndarray]], path: Path) -> None:

@@ -1,17 +1,12 @@
 """How an average is kept between steps, in four bytes or two or one. Knows nothing of RMSprop.
 
 Arithmetic is done in at least float32, whatever the parameters are, and so are averages
-kept unless a narrower dtype is asked for. What is kept in fewer bits is rounded *without
-bias*: up with the probability that makes the mean right. Rounded to nearest an average
-stands still in few bits, as what a step adds is less than half a unit in the last place.
-
-The randomness is a hash of the step, the leaf's path and the element's index. It needs no
-key, is the same on any layout of devices, and after a checkpoint goes on where it was.
+kept unless a narrower dtype is asked for. What is kept in fewer bits is rounded without
+bias (`_rounding`). Rounded to nearest, an average in few bits stands still: what a step
+adds is less than half a unit in the last place.
 """
 
 import dataclasses
-import math
-import zlib
 from typing import Any
 
 import jax
@@ -22,22 +17,25 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_map_with_path
 from jax.typing import ArrayLike, DTypeLike
 
+from rmsprop_jax import _rounding
+
 BFLOAT16 = jnp.dtype("bfloat16")
 FLOAT8 = jnp.dtype("float8_e5m2")
 SUPPORTED_DTYPES = (jnp.dtype("float32"), jnp.dtype("float64"), BFLOAT16, FLOAT8)
 
 # float8_e5m2 has the exponents of float16, and 2 digits behind the point; its sign is a third.
+# All three are set here, so that rounding cannot carry to infinity.
 _LARGEST_CODE = 2.0**15 * 1.875
 # That of zero: it is added to all, so that the spacing below it stays what it is there.
 _SMALLEST_CODE = 2.0**-14
 # The largest element's code is 2**11 to 2**13: below are 25 binades, above a factor of 7 or more.
 _LOG2_LARGEST = 12
-# Averages less than this are as zero when a unit is chosen.
+# The unit does not get smaller than for a largest element of this size.
 _TINY = 2.0**-100
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class OneByteArray:
     """A real array that is never negative, in one byte an element.
 
@@ -68,9 +66,11 @@ class OneByteArray:
         return np.array(_decode(self), dtype, copy=copy)
 
     def __repr__(self) -> str:
-        if isinstance(self.codes, np.ndarray | jax.Array) and not isinstance(self.codes, Tracer):
-            return f"OneByteArray({np.asarray(self)})"
-        return f"OneByteArray(codes={self.codes}, unit={self.unit}, largest={self.largest})"
+        codes = self.codes
+        readable = isinstance(codes, np.ndarray | jax.Array) and not isinstance(codes, Tracer)
+        if not readable or (isinstance(codes, jax.Array) and codes.is_deleted()):
+            return f"OneByteArray(codes={codes!r}, unit={self.unit!r}, largest={self.largest!r})"
+        return f"OneByteArray({np.asarray(self)})"
 
 
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -95,7 +95,7 @@ def is_one_byte(x: Any) -> bool:
 
 
 def full_like(
-    params: Any, fill_value: Any, dtype: DTypeLike | None = None, *, squares: bool = False
+    params: Any, fill_value: Any, dtype: DTypeLike | None = None, *, nonnegative: bool = False
 ) -> Any:
     """The averages of parameters at the start, each with its parameter's shape and sharding.
 
@@ -103,21 +103,21 @@ def full_like(
       params: A tree of arrays, scalars or ``jax.ShapeDtypeStruct``.
       fill_value: What the averages start from.
       dtype: Real dtype to keep them in; ``None`` means that of each parameter, at least
-        float32. Only squares go into one byte, and nothing complex is narrower than complex64.
-      squares: Whether these are averages of squares: real for a complex parameter, too, and
-        never negative. Others have bfloat16 where float8_e5m2 is asked for.
+        float32. Nothing complex is narrower than complex64.
+      nonnegative: Whether they are real for a complex parameter, too, and never negative.
+        Others have bfloat16 where float8_e5m2 is asked for.
     """
 
     def full(leaf: Any) -> Any:
         leaf_dtype = wide_dtype(jnp.result_type(leaf))
         kept = jnp.dtype(dtype or jnp.finfo(leaf_dtype).dtype)
-        if jnp.issubdtype(leaf_dtype, jnp.complexfloating) and not squares:
+        if jnp.issubdtype(leaf_dtype, jnp.complexfloating) and not nonnegative:
             return jnp.full_like(
                 leaf, fill_value, dtype=jnp.result_type(wide_dtype(kept), jnp.complex64)
             )
         if kept != FLOAT8:
             return jnp.full_like(leaf, fill_value, dtype=kept)
-        if not squares:
+        if not nonnegative:
             return jnp.full_like(leaf, fill_value, dtype=BFLOAT16)
         code, unit, largest = _one_byte(jnp.asarray(fill_value, jnp.float32))
         return OneByteArray(jnp.full_like(leaf, code, dtype=FLOAT8), unit, largest)
@@ -156,90 +156,60 @@ def store(
         if not one_byte and not is_narrow(old.dtype):
             return average.astype(old.dtype)
         assert count is not None
-        # Rounding has no derivative: what is kept in few bits is taken for a constant.
+        # Codes have no derivative: what is kept in few bits is taken for a constant.
         average = lax.stop_gradient(average).astype(jnp.float32)
-        bits = noise(average.shape, count, f"{name}{keystr(path)}")
+        noise = _rounding.noise(average.shape, count, f"{name}{keystr(path)}")
         if not one_byte:
-            return round_to_bfloat16(average, bits)
-        unit = _next_unit(old, lax.stop_gradient(shrunk))
-        largest = _next_largest(old, jnp.max(average, initial=0))
-        return OneByteArray(_encode(average, unit, bits), unit, largest)
+            return _rounding.to_bfloat16(average, noise)
+        unit = _next_unit(old, jnp.asarray(lax.stop_gradient(shrunk), jnp.float32))
+        return OneByteArray(_encode(average, unit, noise), unit, _next_largest(old, average))
 
     return tree_map_with_path(store_leaf, averages, kept)
 
 
-def noise(shape: tuple[int, ...], count: jax.Array, name: str) -> jax.Array:
-    """32 random bits an element: a hash of the step, a name, and the element's index.
-
-    `jax.random.bits` would do the same at several times the arithmetic, enough to be
-    slower than memory.
-    """
-    step = count.astype(jnp.uint32) * np.uint32(0x9E3779B9) + np.uint32(zlib.crc32(name.encode()))
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
-        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    return _hash(index + _hash(_hash(step)))
-
-
-def round_to_bfloat16(x: jax.Array, noise: jax.Array) -> jax.Array:
-    """A float32 array in bfloat16, unbiased."""
-    bits = _round(lax.bitcast_convert_type(x, jnp.uint32), noise, digits=7)
-    rounded = lax.bitcast_convert_type(bits, jnp.float32)
-    return jnp.where(jnp.isnan(x), x, rounded).astype(BFLOAT16)
-
-
-def _hash(x: jax.Array) -> jax.Array:
-    # The middle of "lowbias32" (github.com/skeeto/hash-prospector). Its high bits are the best.
-    x *= np.uint32(0x7FEB352D)
-    return (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-
-
-def _round(bits: jax.Array, noise: jax.Array, digits: int) -> jax.Array:
-    """The bits of a float32 with so many digits behind the point, unbiased."""
-    dropped = 23 - digits
-    return (bits + (noise >> (32 - dropped))) & np.uint32(2**32 - 2**dropped)
-
-
 def _one_byte(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     largest = jnp.max(x, initial=0)
-    # The largest element itself is represented exactly.
+    # So the largest element, if it is not tiny, is represented exactly.
     unit = jnp.maximum(largest, _TINY) * 2.0**-_LOG2_LARGEST
     return _encode(x, unit, noise=jnp.uint32(2**31)), unit, largest
 
 
 def _encode(x: jax.Array, unit: jax.Array, noise: jax.Array) -> jax.Array:
-    unit, shift = _coding(unit)
-    bits = lax.bitcast_convert_type(x * (1 / unit) + _SMALLEST_CODE, jnp.uint32)
+    unit, shift, largest_code = _coding(unit)
+    bits = _rounding.bits_of(x * (1 / unit) + _SMALLEST_CODE)
     bits = ((bits - _bits(_SMALLEST_CODE)) >> shift) + _bits(_SMALLEST_CODE)
-    bits = _round(jnp.minimum(bits, _bits(_LARGEST_CODE)), noise, digits=3)
+    bits = _rounding.round_bits(jnp.minimum(bits, largest_code), noise, digits=3)
     third = bits & np.uint32(2**20)
-    code = lax.bitcast_convert_type(bits + third * np.uint32(2**11 - 1), jnp.float32)
+    code = _rounding.float_of(bits + third * np.uint32(2**11 - 1))
     # The cast is exact, and on CPU twice as fast by way of float16.
     return jnp.where(jnp.isnan(x), x, code).astype(jnp.float16).astype(FLOAT8)
 
 
 def _decode(kept: OneByteArray) -> jax.Array:
     # Under vmap's outer axes there is a unit for each.
-    unit, shift = _coding(jnp.expand_dims(kept.unit, range(jnp.ndim(kept.unit), kept.codes.ndim)))
+    unit = jnp.expand_dims(kept.unit, range(jnp.ndim(kept.unit), kept.codes.ndim))
+    unit, shift, _ = _coding(unit)
     code = kept.codes.astype(jnp.float32)
-    bits = lax.bitcast_convert_type(code, jnp.uint32)
+    bits = _rounding.bits_of(code)
     bits -= (bits >> 31) * np.uint32(2**31 - 2**20)
     bits = ((bits - _bits(_SMALLEST_CODE)) << shift) + _bits(_SMALLEST_CODE)
-    x = (lax.bitcast_convert_type(bits, jnp.float32) - _SMALLEST_CODE) * unit
+    x = (_rounding.float_of(bits) - _SMALLEST_CODE) * unit
     return jnp.where(jnp.isnan(code), code, x)
 
 
-def _coding(unit: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The unit of codes, and by how much their bits are shifted.
+def _coding(unit: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The unit of codes, by how much their bits are shifted, and the bits of the largest.
 
     Where no unit is known, 0, codes are logarithmic. A shift by three of a float32's bits
-    puts the exponent where a code has exponent and digits: codes are powers of two then,
-    and 18 exponents of theirs take in 141 of the float32's, from 2**-94 to 2**47.
+    puts its exponent where a code has exponent and digits, so that codes are powers of two,
+    and the exponent e of a float32, from that of the smallest code on, makes e / 8 of a
+    code's. In units of 2**-80 the powers go from 2**-94 (2**-80 times the smallest code,
+    2**-14) to 2**46 (2**-80 times 2**126, whose code is 2**(-14 + 140/8) = 12 in bits).
     """
     unknown = unit == 0
     shift = jnp.where(unknown, np.uint32(3), np.uint32(0))
-    return jnp.where(unknown, 2.0**-80, unit), shift
+    largest_code = jnp.where(unknown, _bits(12.0), _bits(_LARGEST_CODE))
+    return jnp.where(unknown, 2.0**-80, unit), shift, largest_code
 
 
 def _bits(x: float) -> np.uint32:
@@ -254,7 +224,8 @@ def _next_unit(kept: OneByteArray, shrunk: Any) -> jax.Array:
     return jnp.where(kept.largest == 0, 0, unit)
 
 
-def _next_largest(kept: OneByteArray, largest: jax.Array) -> jax.Array:
+def _next_largest(kept: OneByteArray, average: jax.Array) -> jax.Array:
     """The largest element, unless it is a stray one that would leave the others no digits."""
+    largest = jnp.max(average, initial=0, where=~jnp.isnan(average))
     limit = jnp.where(kept.largest == 0, jnp.finfo(jnp.float32).max, kept.largest * 2.0**24)
-    return jnp.where(jnp.isnan(largest), kept.largest, jnp.minimum(largest, limit))
+    return jnp.minimum(largest, limit)

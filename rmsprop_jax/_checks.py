@@ -75,6 +75,11 @@ def check_options(
 def check_accumulator_dtype(dtype: Any) -> None:
     """Raises unless averages can be kept in ``dtype``; None leaves it to the parameters."""
     allowed = ["None", *(d.name for d in _accumulator.SUPPORTED_DTYPES)]
+    if isinstance(dtype, np.ndarray | np.generic | jax.Array):
+        raise TypeError(
+            f"accumulator_dtype must be one of {allowed}, got an array; in "
+            "optax.inject_hyperparams, static_args='accumulator_dtype' keeps a dtype as it is"
+        )
     try:
         supported = dtype is None or jnp.dtype(dtype) in _accumulator.SUPPORTED_DTYPES
     except (TypeError, ValueError):
@@ -99,11 +104,13 @@ def check_momentum(momentum: Any, nesterov: Any) -> None:
 def checked_step(step: Any) -> jax.Array:
     """``step`` as an array, one whole number >= 0 or a traced one."""
     message = f"step must be a whole number >= 0, got {step!r}"
-    if isinstance(step, bool) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
+    is_number = isinstance(step, int | np.ndarray | np.generic | jax.Array)
+    if not is_number or not jnp.issubdtype(np.result_type(step), np.integer):
         raise TypeError(message)
-    if jnp.ndim(step) or (not isinstance(step, Tracer) and step < 0):
+    if np.shape(step) != () or (not isinstance(step, Tracer) and int(step) < 0):
         raise ValueError(message)
-    return jnp.asarray(step)
+    # A hash of it takes 32 bits.
+    return jnp.asarray(step if isinstance(step, jax.Array) else np.uint32(int(step) % 2**32))
 
 
 def check_params_given(name: str, value: Any, params: Any) -> None:

@@ -37,10 +37,36 @@ def rmsprop(
     averages.
 
     Positional arguments, defaults and results are those of ``optax.rmsprop``. What is
-    different: averages and momentum are kept in at least float32, and all arithmetic
-    up to the update is done there; the variance does not cancel; zero over zero is
+    different: averages and momentum are kept in at least float32 unless you ask for less, and all
+    arithmetic up to the update is done there; the variance does not cancel; zero over zero is
     zero; derivatives of a step are finite where a gradient is zero; bad input is
     refused.
+
+    ``accumulator_dtype`` keeps averages in fewer bytes. What is stored is rounded up or down at
+    random, so that its mean is right: rounded to nearest, an average in few bits stands still.
+    The randomness is a hash of the number of the step, the leaf's path and the element's index,
+    so a run can be repeated to the bit, on any layout of devices. (Inside ``shard_map`` the
+    index is that in the shard.) The average is unbiased, and its root has a spread:
+
+    ================= ===================== ============================================
+    accumulator_dtype bytes a parameter     spread of sqrt(v), at decay 0.9, 0.99, 0.999
+    ================= ===================== ============================================
+    ``bfloat16``      2 each                0.3 %, 0.8 %, 2 %
+    ``float8_e5m2``   1 for v or the        4 %, 9 %, 11 %
+                      variance, 2 for m, b
+    ================= ===================== ============================================
+
+    bfloat16 has the range of float32. One byte shares a scale over each leaf: 3 binary digits
+    for elements whose gradients are down to 1/4000 of the leaf's largest. Below, v stays right on
+    average, but at 1/10 000 its root has a spread of 20 %, at 1/100 000 of 100 %, and from
+    1/1000 000 on v is mostly zero: updates are then up to ``learning_rate / sqrt(1 - decay)``,
+    as at a first step. Split a leaf of such sizes. What grows beyond 7 times the leaf's
+    largest in one step is cut there and right one step later; an average that has just left zero is
+    kept to a power of two. Gradients that are not finite spoil more than their element: put
+    ``optax.apply_if_finite`` around. Updates come out one or two per cent larger in one byte, for
+    the mean of ``1 / sqrt(v)`` lies above that of v. ``centered`` takes the rounding of the
+    mean for variance: that is 5 % too large where the mean is 30 times the spread, 20 % at 100
+    times. Derivatives of later steps take a narrow average for a constant.
 
     Args:
       learning_rate: :math:`\eta \ge 0`, or a schedule: a function from the number of
@@ -58,8 +84,9 @@ def rmsprop(
       weight_decay: :math:`\lambda \ge 0`, decoupled as in AdamW: scaled by the
         learning rate, and part of neither the averages nor the momentum. For a mask,
         leave it zero and put ``optax.add_decayed_weights`` into a chain.
-      accumulator_dtype: The real dtype of averages and momentum, float32 or float64;
-        ``None`` means the parameter's, at least float32.
+      accumulator_dtype: The real dtype of averages and momentum, float32, float64,
+        bfloat16 or float8_e5m2, as above; ``None`` means the parameter's, at least float32.
+        Momentum and mean of complex parameters are never narrower than complex64.
 
     Returns:
       A transformation. Updates have the shape and dtype of the gradients, for

@@ -22,7 +22,8 @@ class ScaleByRmsState(NamedTuple):
     Attributes:
       count: Steps taken, an int32 scalar; ``None`` if neither bias correction nor a narrow
         ``accumulator_dtype`` needs it.
-      nu: v, the decaying average of ``|g|**2``: real, shaped as the parameters.
+      nu: v, the decaying average of ``|g|**2``: real, shaped as the parameters. In one
+        byte, each leaf is an object that ``numpy.asarray`` reads.
     """
 
     count: jax.Array | None  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -73,12 +74,12 @@ def rms(
     def init(params: Any) -> Any:
         return ScaleByRmsState(
             count=jnp.zeros([], jnp.int32) if counts else None,
-            nu=_accumulator.full_like(params, initial_scale, accumulator_dtype, squares=True),
+            nu=_accumulator.full_like(params, initial_scale, accumulator_dtype, nonnegative=True),
         )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count = _next(state.count)
+        count = _incremented(state.count)
         correction = _moments.bias_correction(decay, count) if bias_correction else 1.0
 
         def average(g: jax.Array, v: jax.Array) -> jax.Array:
@@ -112,12 +113,12 @@ def stddev(
         return ScaleByStddevState(
             count=jnp.zeros([], jnp.int32) if counts else None,
             mu=_accumulator.full_like(params, 0.0, accumulator_dtype),
-            var=_accumulator.full_like(params, start, accumulator_dtype, squares=True),
+            var=_accumulator.full_like(params, start, accumulator_dtype, nonnegative=True),
         )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count, weight, start = _next(state.count), 1 - decay, 0.0
+        count, weight, start = _incremented(state.count), 1 - decay, 0.0
         if bias_correction:
             weight = _moments.newest_weight(decay, count)
             # To add a zero would cost a scalar's read in every leaf.
@@ -160,7 +161,7 @@ def trace(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        step = _next(getattr(state, "step", None))
+        step: Any = _incremented(state.step) if rounded else None
 
         def accumulate(g: jax.Array, b: jax.Array) -> jax.Array:
             return _moments.decaying_sum(g, b, decay)
@@ -173,7 +174,7 @@ def trace(
     return optax.GradientTransformation(init, update)
 
 
-def _next(count: Any) -> Any:
+def _incremented(count: Any) -> Any:
     return None if count is None else jnp.asarray(optax.safe_increment(count))
 
 
@@ -265,8 +266,9 @@ def scale_by_rms(
       eps_in_sqrt: Whether eps stands inside the root (Optax, Keras, TensorFlow) or
         outside (torch).
       bias_correction: Whether to correct for the start at zero, as Adam does.
-      accumulator_dtype: The dtype of v, float32 or float64; ``None`` means the
-        parameter's, at least float32.
+      accumulator_dtype: The dtype of v: float32, float64, bfloat16 or float8_e5m2, the
+        last two rounded without bias, see `rmsprop`; ``None`` means the parameter's, at
+        least float32.
 
     Returns:
       A transformation whose state is a `ScaleByRmsState`. Updates have the shape and
@@ -338,8 +340,9 @@ def scale_by_stddev(
       eps_in_sqrt: Whether eps stands inside the root (Optax, Keras, TensorFlow,
         Graves) or outside (torch).
       bias_correction: Whether to correct both averages for the start at zero.
-      accumulator_dtype: The real dtype of m and s, float32 or float64; ``None``
-        means the parameter's, at least float32.
+      accumulator_dtype: The real dtype of m and s: float32, float64, bfloat16, or
+        float8_e5m2 for s and bfloat16 for m, see `rmsprop`; ``None`` means the parameter's,
+        at least float32.
 
     Returns:
       A transformation whose state is a `ScaleByStddevState`. Updates have the shape

@@ -7,7 +7,7 @@ import optax
 from jax.tree_util import keystr, tree_map_with_path
 from jax.typing import ArrayLike
 
-from rmsprop_jax import _accumulator, _checks
+from rmsprop_jax import _accumulator, _checks, _rounding
 
 
 def apply_updates(
@@ -64,7 +64,7 @@ def apply_updates(
                 "apply_updates(params, updates, step); to round to nearest, optax.apply_updates"
             )
         total = _accumulator.widen(p) + _accumulator.widen(u)
-        noise = _accumulator.noise(total.shape, count, f"params{keystr(path)}")
-        return _accumulator.round_to_bfloat16(total.astype(jnp.float32), noise)
+        noise = _rounding.noise(total.shape, count, f"params{keystr(path)}")
+        return _rounding.to_bfloat16(total.astype(jnp.float32), noise)
 
     return tree_map_with_path(apply, params, updates)

@@ -14,6 +14,10 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 hypothesis.settings.register_profile(
     "default", deadline=None, derandomize=True, max_examples=60, print_blob=True
 )
+# For the second and third environment of a run.
+hypothesis.settings.register_profile(
+    "few", hypothesis.settings.get_profile("default"), max_examples=15
+)
 hypothesis.settings.load_profile("default")
 
 

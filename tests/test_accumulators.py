@@ -1,7 +1,9 @@
 """Averages in two bytes and in one: unbiased, of known spread, the same everywhere."""
 
 import functools
+import math
 import re
+import zlib
 
 import chex
 import jax
@@ -16,14 +18,21 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rmsprop_jax
-from rmsprop_jax import _accumulator, apply_updates, rmsprop, scale_by_rms, scale_by_stddev
+from rmsprop_jax import (
+    _accumulator,
+    _rounding,
+    apply_updates,
+    rmsprop,
+    scale_by_rms,
+    scale_by_stddev,
+)
 from rmsprop_jax._accumulator import OneByteArray
 
 NARROW = ["bfloat16", "float8_e5m2"]
 DECAYS = [0.9, 0.99, 0.999]
 # |g| from 1e-9 to 1e4, in three leaves with a factor of 400 in each.
 SIZES = {"small": 1e-9, "middle": 1e-3, "large": 25.0}
-WIDTH = 3000
+WIDTH = 2000
 MIXED = [{}, {"momentum": 0.9}, {"centered": True}, {"centered": True, "momentum": 0.9}]
 
 
@@ -149,14 +158,15 @@ def test_average_can_be_read(dtype):
 def test_printing_while_traced():
     seen = []
     jax.jit(lambda x: seen.append(repr(x)))(
-        _accumulator.full_like(jnp.ones(3), 0.0, "float8_e5m2", squares=True)
+        _accumulator.full_like(jnp.ones(3), 0.0, "float8_e5m2", nonnegative=True)
     )
     assert "float8_e5m2[3]" in seen[0]
 
 
-@pytest.mark.parametrize("options", MIXED, ids=str)
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("options", [MIXED[0], MIXED[-1]], ids=str)
 @pytest.mark.parametrize("dtype", NARROW)
-def test_the_same_bits_on_one_device_and_on_eight(dtype, options):
+def test_the_same_bits_on_one_device_and_on_eight(dtype, options, axis_type):
     """And nothing is gathered."""
     optimizer = rmsprop(0.1, accumulator_dtype=dtype, **options)
     rng = np.random.default_rng(0)
@@ -179,7 +189,7 @@ def test_the_same_bits_on_one_device_and_on_eight(dtype, options):
         assert all(leaf.sharding.is_equivalent_to(sharding, 2) for leaf in averages if leaf.ndim)
         return state
 
-    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type,) * 2)
     one = states(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     for spec in (("a", "b"), (None, ("b", "a"))):
         eight = states(NamedSharding(mesh, PartitionSpec(*spec)))
@@ -191,7 +201,7 @@ def assert_same_bits(a, b):
     np.testing.assert_array_equal(*(np.atleast_1d(x).view(np.uint8) for x in (a, b)))
 
 
-@pytest.mark.parametrize("options", MIXED, ids=str)
+@pytest.mark.parametrize("options", [MIXED[0], MIXED[-1]], ids=str)
 @pytest.mark.parametrize("dtype", NARROW)
 def test_the_same_bits_after_a_checkpoint(dtype, options, tmp_path):
     optimizer = rmsprop(0.1, accumulator_dtype=dtype, **options)
@@ -217,9 +227,7 @@ def test_noise_is_uniform_and_independent():
     """Of elements, of steps one after the other, and of names: all to within five deviations."""
     width, steps = 1 << 14, 64
     names = ["mu['w']", "var['w']"]
-    bits = [
-        _accumulator.noise((width,), jnp.int32(t), name) for name in names for t in range(steps)
-    ]
+    bits = [_rounding.noise((width,), jnp.int32(t), name) for name in names for t in range(steps)]
     x = np.asarray(bits, np.float64) / 2**32 - 0.5
     count = x.size
     assert abs(x.mean()) < 5 / np.sqrt(12 * count)
@@ -235,6 +243,24 @@ def test_noise_is_uniform_and_independent():
         assert abs(12 * (x[:, lag:] * x[:, :-lag]).mean()) < 5 / np.sqrt(count)
 
 
+@given(
+    st.integers(0, 2**31 - 1),
+    st.text(max_size=20),
+    st.sampled_from([(), (5,), (2, 3), (2, 2, 2), (1, 4, 1, 3)]),
+)
+def test_noise_is_the_hash_that_it_is(step, name, shape):
+    """Written with Python's integers: the same in every process and on every machine."""
+
+    def hashed(x):
+        x = x * 0x7FEB352D % 2**32
+        return (x ^ (x >> 15)) * 0x846CA68B % 2**32
+
+    key = hashed(hashed((step * 0x9E3779B9 + zlib.crc32(name.encode())) % 2**32))
+    expected = [hashed((index + key) % 2**32) for index in range(math.prod(shape))]
+    noise = _rounding.noise(shape, jnp.int32(step), name)
+    np.testing.assert_array_equal(np.ravel(noise), np.array(expected, np.uint32))
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_gradient_stays_in_its_element(bad, dtype):
@@ -242,12 +268,14 @@ def test_a_bad_gradient_stays_in_its_element(bad, dtype):
     # An infinite one at the first step is all that is known of the leaf's size.
     for at in (0, 3) if np.isnan(bad) else (3,):
         tx, wide = scale_by_rms(accumulator_dtype=dtype), scale_by_rms()
-        g = np.ones((8, 64), np.float32)
+        g = np.ones((200, 64), np.float32)
+        g[100:] = 1.5
         g[at, 7] = bad
         updates, expected = run(tx, g), run(wide, g)
         np.testing.assert_array_equal(np.isfinite(updates), np.isfinite(expected))
         ratio = np.delete(updates, 7, axis=1) / np.delete(expected, 7, axis=1)
         assert ((ratio > 0.5) & (ratio < 2)).all()
+        np.testing.assert_allclose(ratio[-100:].mean(), 1, atol=0.03)
 
 
 def run(tx, gradients):
@@ -264,7 +292,7 @@ def test_every_nan_is_kept(bits, dtype):
     """A GPU's has all digits set: one more would make it a number."""
     average = jnp.asarray(np.array([bits, 0x3F800000], np.uint32).view(np.float32))
     for last in (0.0, 1.0):
-        kept = _accumulator.full_like(average, last, dtype, squares=True)
+        kept = _accumulator.full_like(average, last, dtype, nonnegative=True)
         kept = jax.jit(_accumulator.store, static_argnums=3)(average, kept, jnp.int32(1), "nu")
         np.testing.assert_array_equal(np.isnan(np.asarray(kept, np.float32)), [True, False])
 
@@ -284,10 +312,10 @@ def test_shapes(shape, dtype):
     st.integers(0, 2**31 - 1),
 )
 def test_one_byte_is_within_a_unit_of_its_code(values, shrunk, step):
-    """Whatever the average: to an eighth, or 2**-29 of the largest; zero is zero."""
+    """Whatever the average: to an eighth, or 2**-27 of the largest; zero is zero."""
     average = jnp.asarray(values, jnp.float32)
     kept = _accumulator.convert(
-        average, _accumulator.full_like(average, 0.0, "float8_e5m2", squares=True)
+        average, _accumulator.full_like(average, 0.0, "float8_e5m2", nonnegative=True)
     )
     new = np.asarray(_accumulator.store(average, kept, jnp.int32(step), "nu", shrunk), float)
     x = np.asarray(average, float)
@@ -296,17 +324,59 @@ def test_one_byte_is_within_a_unit_of_its_code(values, shrunk, step):
     assert (abs(new - x) <= x / 8 + largest * 2.0**-27).all()
 
 
-@given(st.lists(st.floats(2.0**-90, 2.0**45, width=32), min_size=1, max_size=30))
+@given(st.lists(st.floats(2.0**-90, 2.0**46, width=32), min_size=1, max_size=30))
 def test_the_first_average_is_kept_to_a_power_of_two(values):
     """Nothing is known of its size yet."""
     average = jnp.asarray(values, jnp.float32)
-    kept = _accumulator.full_like(average, 0.0, "float8_e5m2", squares=True)
+    kept = _accumulator.full_like(average, 0.0, "float8_e5m2", nonnegative=True)
     first = _accumulator.store(average, kept, jnp.int32(1), "nu", 0.9)
     x, new = np.asarray(average, float), np.asarray(first, float)
     assert ((new / x >= 0.5) & (new / x <= 2)).all()
     second = _accumulator.store(average, first, jnp.int32(2), "nu", 0.9)
     seen = x >= x.max() * 2.0**-24
     np.testing.assert_allclose(np.asarray(second, float)[seen], x[seen], rtol=0.13)
+
+
+@pytest.mark.parametrize("size", [1e6, 1e9, 1e15])
+def test_a_huge_first_gradient(size):
+    """What is too large for the first step's codes is cut, not infinite."""
+    updates = run(scale_by_rms(accumulator_dtype="float8_e5m2"), np.full((40, 9), size, np.float32))
+    assert ((updates > 0.5) & (updates < 1 / np.sqrt(1 - 0.9) + 1e-3)).all()
+    np.testing.assert_allclose(updates[-1], 1, rtol=0.3)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_x64(dtype, x64):
+    """Parameters and hyperparameters in float64."""
+    g = np.linspace(-1, 1, 10)
+    for decay in (0.9, np.float64(0.9), jnp.float64(0.9)):
+        options = {"centered": True, "bias_correction": True, "momentum": 0.9, "eps": 0.1}
+        narrow = run(rmsprop(0.1, decay, accumulator_dtype=dtype, **options), [g, -g, 2 * g])
+        wide = run(rmsprop(0.1, decay, **options), [g, -g, 2 * g])
+        assert narrow.dtype == np.float64
+        np.testing.assert_allclose(narrow, wide, rtol=0.3, atol=1e-12)
+
+
+def test_a_leaf_that_was_idle():
+    """Bounded, but what comes after a long silence is cut: an average too small, not too large."""
+    rng = np.random.default_rng(0)
+    active = rng.random((3000, 1)) < 0.02
+    g = np.where(active, rng.standard_normal((3000, 100)), 0).astype(np.float32)
+    narrow, wide = (
+        run_compiled(scale_by_rms(0.9, eps=0.0, accumulator_dtype=d), g)
+        for d in ("float8_e5m2", None)
+    )
+    assert abs(narrow).max() <= 1 / np.sqrt(1 - 0.9) + 1e-4
+    ratio = abs(narrow).sum() / abs(wide).sum()
+    assert 1 < ratio < 1.2
+
+
+def run_compiled(tx, gradients):
+    def step(state, g):
+        updates, state = tx.update(g, state)
+        return state, updates
+
+    return np.asarray(jax.jit(lambda g: jax.lax.scan(step, tx.init(g[0]), g)[1])(gradients))
 
 
 def test_range_of_one_byte():
@@ -392,25 +462,33 @@ def test_dialects(name, dtype):
     np.testing.assert_allclose(narrow, wide, rtol=0.3, atol=0.3 * abs(wide).mean())
 
 
-@pytest.mark.parametrize("options", [*MIXED, {"momentum": 0.9, "nesterov": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"centered": True, "momentum": 0.9, "nesterov": True}], ids=str
+)
 @pytest.mark.parametrize("dtype", NARROW)
 def test_composes(dtype, options):
     """Masks, partitions, injected hyperparameters and accumulated steps; one compilation."""
     params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
-    make = functools.partial(rmsprop, accumulator_dtype=dtype, **options)
-    for optimizer in (
-        optax.masked(make(0.1), {"w": True, "b": False}),
-        optax.partition({"a": make(0.1), "b": optax.sgd(0.1)}, {"w": "a", "b": "b"}),
-        optax.inject_hyperparams(make, static_args=("accumulator_dtype", "weight_decay"))(0.1),
-        optax.MultiSteps(make(0.1), 2),
-        optax.apply_if_finite(make(0.1), 3),
-    ):
-        step = jax.jit(optimizer.update)
-        state = optimizer.init(params)
-        for _ in range(4):
-            updates, state = step(params, state, params)
+
+    def composed(dtype):
+        make = functools.partial(rmsprop, accumulator_dtype=dtype, **options)
+        return (
+            optax.masked(make(0.1), {"w": True, "b": False}),
+            optax.partition({"a": make(0.1), "b": optax.sgd(0.1)}, {"w": "a", "b": "b"}),
+            optax.inject_hyperparams(make, static_args=("accumulator_dtype", "weight_decay"))(0.1),
+            optax.MultiSteps(make(0.1), 2),
+            optax.apply_if_finite(make(0.1), 3),
+        )
+
+    for narrow, wide in zip(composed(dtype), composed(None), strict=True):
+        step = jax.jit(narrow.update)
+        state, wide_state = narrow.init(params), wide.init(params)
+        for t in range(4):
+            g = jax.tree.map(lambda p, t=t: p * (t - 1.5), params)
+            updates, state = step(g, state, params)
+            expected, wide_state = wide.update(g, wide_state, params)
+            chex.assert_trees_all_close(updates, expected, rtol=0.5, atol=0.05)
         assert step._cache_size() == 1
-        assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 
 # apply_updates.
@@ -468,6 +546,49 @@ def test_parameters_have_the_same_bits_on_eight_devices():
         eight = jax.jit(apply_updates)(*jax.device_put((params, updates), sharding), 5)
         assert eight.sharding.is_equivalent_to(sharding, 2)
         assert_same_bits(one, eight)
+
+
+def test_derivative_of_apply_updates_is_optaxs():
+    params, updates = jnp.ones(3, jnp.bfloat16), jnp.full(3, 1e-3)
+
+    def total(apply):
+        return lambda p, u: (apply(p, u).astype(jnp.float32) * jnp.arange(3)).sum()
+
+    ours = jax.grad(total(lambda p, u: apply_updates(p, u, 1)), argnums=(0, 1))(params, updates)
+    chex.assert_trees_all_equal(
+        ours, jax.grad(total(optax.apply_updates), argnums=(0, 1))(params, updates)
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (None, ValueError),
+        (-1, ValueError),
+        (1.5, TypeError),
+        ("a", TypeError),
+        (True, TypeError),
+        (np.ones(2, int), ValueError),
+    ],
+)
+def test_bad_step_is_refused(step, error):
+    params = {"layer": jnp.ones(2, jnp.bfloat16)}
+    with pytest.raises(error, match="step"):
+        apply_updates(params, params, step)
+
+
+def test_updates_of_other_shapes_are_refused():
+    with pytest.raises(AssertionError, match=r"updates\['w'\]"):
+        apply_updates({"w": jnp.ones(2)}, {"w": jnp.ones(3)})
+
+
+def test_steps_beyond_32_bits():
+    params = jnp.ones(1000, jnp.bfloat16)
+    moved = [
+        apply_updates(params, params * 1e-3, step)
+        for step in (0, 2**31, 2**32 + 5, np.int64(2**40))
+    ]
+    assert len({np.asarray(x).tobytes() for x in moved}) > 2
 
 
 @given(st.floats(width=32), st.integers(0, 2**31 - 1))

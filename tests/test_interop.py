@@ -5,6 +5,7 @@ import sys
 from itertools import product
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -357,6 +358,46 @@ def test_state_is_kept_in_float32_for_bfloat16_parameters():
         torch_checkpoint(), resumed.params, resumed.state, TORCH_MAPPING, step=1
     )
     assert saved["model_state_dict"]["dense.weight"].dtype == np.float32
+
+
+NARROW = [("bfloat16", 0.01), ("float8_e5m2", 0.15)]
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), NARROW)
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("schedule", [False, True])
+def test_torch_goes_on_in_few_bits_and_back(schedule, centered, dtype, rtol):
+    checkpoint = torch_checkpoint(centered=centered)
+    rate = {"lr": lambda _: 0.01} if schedule else {}
+    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING, accumulator_dtype=dtype, **rate)
+    expected = jax.eval_shape(resumed.optimizer.init, PARAMS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(resumed.state, expected)
+    jax.jit(resumed.optimizer.update)(PARAMS, resumed.state, resumed.params)
+    # A narrow state has counted the steps.
+    saved = interop.torch.save(checkpoint, resumed.params, resumed.state, TORCH_MAPPING)
+    old, new = (c["optimizer_state_dict"]["state"] for c in (checkpoint, saved))
+    assert_trees_close((new, old), rtol)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), NARROW)
+def test_tensorflow_goes_on_in_few_bits_and_back(dtype, rtol):
+    checkpoint = tensorflow_checkpoint()
+    options = {"learning_rate": 0.01, "momentum": 0.9, "accumulator_dtype": dtype}
+    resumed = interop.tensorflow_v1.load(checkpoint, PARAMS, **options)
+    saved = interop.tensorflow_v1.save(checkpoint, resumed.params, resumed.state)
+    assert_trees_close((saved, checkpoint), rtol)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), NARROW)
+def test_optax_goes_on_in_few_bits_and_back(dtype, rtol):
+    options = {"learning_rate": 0.01, "momentum": 0.9, "bias_correction": True}
+    theirs = optax.rmsprop(**options)
+    params = jax.tree.map(jnp.ones_like, PARAMS)
+    state = theirs.update(params, theirs.init(params), params)[1]
+    resumed = interop.optax.load(state, params, accumulator_dtype=dtype, **options)
+    back = interop.optax.save(state, params, resumed.state, accumulator_dtype=dtype, **options)
+    assert field(resumed.state, "count") == field(back, "count") == 1
+    assert_trees_close((back, state), rtol)
 
 
 def test_nothing_is_shared_with_the_checkpoint():
