@@ -6,8 +6,8 @@ bias (`_rounding`). Rounded to nearest, an average in few bits stands still: wha
 adds is less than half a unit in the last place.
 """
 
-import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,18 +34,16 @@ _LOG2_LARGEST = 12
 _TINY = 2.0**-100
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class OneByteArray:
+class OneByteArray(NamedTuple):
     """A real array that is never negative, in one byte an element.
 
-    ``numpy.asarray`` and ``jax.numpy.asarray`` give its values in float32, and so does
-    printing it.
+    ``numpy.asarray`` and ``jax.numpy.asarray`` give its values in float32, and printing shows
+    them.
 
     Attributes:
       codes: The elements in float8_e5m2, less the third digit behind the point, which
         is their sign.
-      unit: What a code of one stands for, a float32 scalar.
+      unit: What a code of one stands for, a float32 scalar; negative, where no unit is known.
       largest: The largest element before it was rounded, a float32 scalar. The next
         unit is chosen by it: to use the newest maximum would take a second pass.
     """
@@ -132,6 +130,16 @@ def convert(array: ArrayLike, like: Any) -> Any:
     return jnp.asarray(array, like.dtype)
 
 
+def recognized(state: Any) -> Any:
+    """A state, with a `OneByteArray` where Flax's NNX has made a mapping of it."""
+
+    def is_one(x: Any) -> bool:
+        is_it = isinstance(x, Mapping) and set(x) == set(OneByteArray._fields)
+        return is_it and getattr(x["codes"], "dtype", None) == FLOAT8
+
+    return jax.tree.map(lambda x: OneByteArray(**x) if is_one(x) else x, state, is_leaf=is_one)
+
+
 def load(kept: Any) -> Any:
     """The averages in a tree, in at least float32."""
     return jax.tree.map(widen, kept, is_leaf=is_one_byte)
@@ -200,13 +208,13 @@ def _decode(kept: OneByteArray) -> jax.Array:
 def _coding(unit: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The unit of codes, by how much their bits are shifted, and the bits of the largest.
 
-    Where no unit is known, 0, codes are logarithmic. A shift by three of a float32's bits
+    Where no unit is known codes are logarithmic. A shift by three of a float32's bits
     puts its exponent where a code has exponent and digits, so that codes are powers of two,
     and the exponent e of a float32, from that of the smallest code on, makes e / 8 of a
     code's. In units of 2**-80 the powers go from 2**-94 (2**-80 times the smallest code,
     2**-14) to 2**46 (2**-80 times 2**126, whose code is 2**(-14 + 140/8) = 12 in bits).
     """
-    unknown = unit == 0
+    unknown = unit < 0
     shift = jnp.where(unknown, np.uint32(3), np.uint32(0))
     largest_code = jnp.where(unknown, _bits(12.0), _bits(_LARGEST_CODE))
     return jnp.where(unknown, 2.0**-80, unit), shift, largest_code
@@ -218,10 +226,10 @@ def _bits(x: float) -> np.uint32:
 
 def _next_unit(kept: OneByteArray, shrunk: Any) -> jax.Array:
     """The unit, ``shrunk`` and times the power of two that suits the largest element."""
-    mantissa, _ = jnp.frexp(jnp.maximum(shrunk, 0.5) * jnp.where(kept.unit == 0, 1, kept.unit))
+    mantissa, _ = jnp.frexp(jnp.maximum(shrunk, 0.5) * jnp.where(kept.unit > 0, kept.unit, 1))
     _, exponent = jnp.frexp(jnp.maximum(kept.largest, _TINY))
     unit = jnp.ldexp(mantissa, exponent - _LOG2_LARGEST)
-    return jnp.where(kept.largest == 0, 0, unit)
+    return jnp.where(kept.largest > 0, unit, -1)
 
 
 def _next_largest(kept: OneByteArray, average: jax.Array) -> jax.Array:

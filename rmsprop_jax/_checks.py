@@ -105,7 +105,8 @@ def checked_step(step: Any) -> jax.Array:
     """``step`` as an array, one whole number >= 0 or a traced one."""
     message = f"step must be a whole number >= 0, got {step!r}"
     is_number = isinstance(step, int | np.ndarray | np.generic | jax.Array)
-    if not is_number or not jnp.issubdtype(np.result_type(step), np.integer):
+    dtype: Any = getattr(step, "dtype", np.dtype(type(step)) if is_number else None)
+    if not is_number or not jnp.issubdtype(dtype, np.integer):
         raise TypeError(message)
     if np.shape(step) != () or (not isinstance(step, Tracer) and int(step) < 0):
         raise ValueError(message)
@@ -163,8 +164,9 @@ def _check_structure(name: str, tree: Any, expected: Any, like: str) -> None:
     )
     missing = ", ".join(path for path in expected_paths if path not in paths)
     extra = ", ".join(path for path in paths if path not in expected_paths)
+    hint = "; accumulator_dtype and all other options must be those of init" * (name == "state")
     difference = (
-        f"missing leaves: {missing or 'none'}; unexpected leaves: {extra or 'none'}"
+        f"missing leaves: {missing or 'none'}; unexpected leaves: {extra or 'none'}{hint}"
         if missing or extra
         else "the leaves are the same, their containers differ"
     )

@@ -57,16 +57,16 @@ def rmsprop(
     ================= ===================== ============================================
 
     bfloat16 has the range of float32. One byte shares a scale over each leaf: 3 binary digits
-    for elements whose gradients are down to 1/4000 of the leaf's largest. Below, v stays right on
-    average, but at 1/10 000 its root has a spread of 20 %, at 1/100 000 of 100 %, and from
-    1/1000 000 on v is mostly zero: updates are then up to ``learning_rate / sqrt(1 - decay)``,
-    as at a first step. Split a leaf of such sizes. What grows beyond 7 times the leaf's
-    largest in one step is cut there and right one step later; an average that has just left zero is
-    kept to a power of two. Gradients that are not finite spoil more than their element: put
-    ``optax.apply_if_finite`` around. Updates come out one or two per cent larger in one byte, for
-    the mean of ``1 / sqrt(v)`` lies above that of v. ``centered`` takes the rounding of the
-    mean for variance: that is 5 % too large where the mean is 30 times the spread, 20 % at 100
-    times. Derivatives of later steps take a narrow average for a constant.
+    for elements whose gradients are down to 1/4000 of the leaf's largest. Below, v stays right
+    on average, but at 1/10 000 its root has a spread of 20 %, at 1/100 000 of 100 %, and from
+    1/1 000 000 on v is mostly zero: updates are then up to ``learning_rate / sqrt(1 - decay)``,
+    as at a first step. If sizes in one leaf differ that much, split it. What grows beyond 7
+    times the leaf's largest in one step is cut there and right one step later; an average that
+    has just left zero is kept to a power of two. Gradients that are not finite spoil more than
+    their element: put ``optax.apply_if_finite`` around. Updates come out one or two per cent
+    larger in one byte, for the mean of ``1 / sqrt(v)`` lies above that of v. ``centered`` takes
+    the rounding of the mean for variance: that is 5 % too large where the mean is 30 times the
+    spread, 20 % at 100 times. Derivatives of later steps take a narrow average for a constant.
 
     Args:
       learning_rate: :math:`\eta \ge 0`, or a schedule: a function from the number of

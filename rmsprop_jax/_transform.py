@@ -223,6 +223,7 @@ def transformation(bare: optax.GradientTransformation) -> optax.GradientTransfor
         else:
             _checks.check_shapes("updates", updates, params, like="params")
             expected, like = jax.eval_shape(bare.init, params), "init(params)"
+        state = _accumulator.recognized(state)
         _checks.check_shapes_and_dtypes("state", state, expected, like=like)
 
         gradients = jax.tree.map(jnp.asarray, updates)

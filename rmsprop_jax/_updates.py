@@ -25,10 +25,10 @@ def apply_updates(
       params: The parameters. Those not in bfloat16 are as from ``optax.apply_updates``.
       updates: The updates, of the same structure and shapes; bfloat16 parameters may have
         float32 updates.
-      step: The number of the step, a whole number that is another at each: what is
-        random is a hash of it, the leaf's path and the element's index, and so the same on
-        any layout of devices and after a restart. ``None`` will do where no parameter is in
-        bfloat16.
+      step: A whole number that differs at every call: your loop's counter, given to a
+        compiled step as an argument. What is random is a hash of it, the leaf's path and the
+        element's index, and so the same on any layout of devices and after a restart.
+        ``None`` will do where no parameter is in bfloat16.
 
     Returns:
       The new parameters, in the dtypes of ``params``.

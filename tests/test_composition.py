@@ -411,10 +411,11 @@ def test_pytrees(options, name):
 # Other libraries.
 
 
-def test_flax_nnx():
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float8_e5m2"])
+def test_flax_nnx(dtype):
     """nnx.Optimizer ends where the same steps by hand end."""
     x = jnp.linspace(-1, 1, 12).reshape(4, 3)
-    transformation = rmsprop(0.05, momentum=0.9, weight_decay=1e-3)
+    transformation = rmsprop(0.05, momentum=0.9, weight_decay=1e-3, accumulator_dtype=dtype)
 
     def loss_of(model):
         return ((model(x) - 1) ** 2).mean()
@@ -433,7 +434,10 @@ def test_flax_nnx():
         gradients = jax.grad(lambda p: loss_of(nnx.merge(graph, p)))(params)
         updates, state = transformation.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
-    assert_close(nnx.state(model, nnx.Param), params)
+    if dtype is None:
+        assert_close(nnx.state(model, nnx.Param), params)
+    # NNX has other names for the leaves, which are then rounded otherwise.
+    chex.assert_trees_all_close(nnx.state(model, nnx.Param), params, rtol=0.2)
 
 
 def test_equinox():
