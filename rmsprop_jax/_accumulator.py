@@ -164,7 +164,7 @@ def store(
         if not one_byte and not is_narrow(old.dtype):
             return average.astype(old.dtype)
         assert count is not None
-        # Codes have no derivative: what is kept in few bits is taken for a constant.
+        # A code has no derivative: what is kept in few bits is taken for a constant.
         average = lax.stop_gradient(average).astype(jnp.float32)
         noise = _rounding.noise(average.shape, count, f"{name}{keystr(path)}")
         if not one_byte:
@@ -187,6 +187,7 @@ def _encode(x: jax.Array, unit: jax.Array, noise: jax.Array) -> jax.Array:
     bits = _rounding.bits_of(x * (1 / unit) + _SMALLEST_CODE)
     bits = ((bits - _bits(_SMALLEST_CODE)) >> shift) + _bits(_SMALLEST_CODE)
     bits = _rounding.round_bits(jnp.minimum(bits, largest_code), noise, digits=3)
+    # The third digit, bit 20, goes to the sign, bit 31.
     third = bits & np.uint32(2**20)
     code = _rounding.float_of(bits + third * np.uint32(2**11 - 1))
     # The cast is exact, and on CPU twice as fast by way of float16.
@@ -199,7 +200,7 @@ def _decode(kept: OneByteArray) -> jax.Array:
     unit, shift, _ = _coding(unit)
     code = kept.codes.astype(jnp.float32)
     bits = _rounding.bits_of(code)
-    bits -= (bits >> 31) * np.uint32(2**31 - 2**20)
+    bits -= (bits >> 31) * np.uint32(2**31 - 2**20)  # the sign goes back to bit 20
     bits = ((bits - _bits(_SMALLEST_CODE)) << shift) + _bits(_SMALLEST_CODE)
     x = (_rounding.float_of(bits) - _SMALLEST_CODE) * unit
     return jnp.where(jnp.isnan(code), code, x)
@@ -208,11 +209,11 @@ def _decode(kept: OneByteArray) -> jax.Array:
 def _coding(unit: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The unit of codes, by how much their bits are shifted, and the bits of the largest.
 
-    Where no unit is known codes are logarithmic. A shift by three of a float32's bits
-    puts its exponent where a code has exponent and digits, so that codes are powers of two,
-    and the exponent e of a float32, from that of the smallest code on, makes e / 8 of a
-    code's. In units of 2**-80 the powers go from 2**-94 (2**-80 times the smallest code,
-    2**-14) to 2**46 (2**-80 times 2**126, whose code is 2**(-14 + 140/8) = 12 in bits).
+    Where no unit is known codes are logarithmic. What the bits of a float32 are above those
+    of the smallest code, 2**-14, is divided by eight, a shift by three: its exponent then
+    takes the place of a code's exponent and three digits, and codes are powers of two. The
+    largest, 2**126, is 140 exponents above the smallest and becomes 17.5, which is 1.5 * 2**3.
+    In units of 2**-80 this goes from 2**-94 to 2**46.
     """
     unknown = unit < 0
     shift = jnp.where(unknown, np.uint32(3), np.uint32(0))

@@ -96,7 +96,7 @@ def save(
       state: The state of `dialects.keras`.
       mapping: As in `load`.
       step: Steps taken, for Keras's ``iterations``; ``None`` is what the state has
-        counted, which it does only if the learning rate is a schedule.
+        counted, which it does only if the learning rate is a schedule or an average narrow.
 
     Returns:
       ``target``.

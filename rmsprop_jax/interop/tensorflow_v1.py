@@ -106,7 +106,7 @@ def save(
       mapping: As in `load`.
       name: As in `load`.
       step: Steps taken, for ``global_step`` if the checkpoint has it; ``None`` is what
-        the state has counted, which it does only if the learning rate is a schedule.
+        the state has counted: only if the learning rate is a schedule or an average narrow.
 
     Returns:
       ``target``, if it is a prefix, or else a new dictionary.

@@ -125,8 +125,8 @@ def save(
         `load` returned.
       mapping: As in `load`.
       names: As in `load`.
-      step: Steps taken; ``None`` is what the state has counted, which it does only
-        if the learning rate is a schedule. torch shows it and computes nothing with it.
+      step: Steps taken; ``None`` is what the state has counted, which it does only if the
+        learning rate is a schedule or an average is narrow. torch computes nothing with it.
 
     Returns:
       ``target``, if it is a path, or else a new dictionary, whose two state dictionaries
