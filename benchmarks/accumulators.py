@@ -19,19 +19,11 @@ import numpy as np
 import optax
 import tpu
 import training
+from others import bitsandbytes, torch, versions
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import reference
-
-try:
-    import torch
-except ModuleNotFoundError:
-    torch = None
-try:
-    import bitsandbytes
-except ModuleNotFoundError:
-    bitsandbytes = None
 
 WIDTH = 4096
 DECAYS = training.DECAYS
@@ -253,10 +245,7 @@ def main() -> None:
                 *(f"{loss.mean():.4f}" for loss in losses[name]),
             ]
         )
-    versions = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
-    versions += [] if torch is None else [f"torch {torch.__version__}"]
-    versions += [] if bitsandbytes is None else [f"bitsandbytes {bitsandbytes.__version__}"]
-    print(f"{jax.devices()[0].device_kind}, {', '.join(versions)}")
+    print(f"{jax.devices()[0].device_kind}, {versions()}")
     print(LEGEND)
     header = ["", "state", "moved"]
     header += [f"v, sqrt(v), {decay}" for decay in DECAYS] + ["log-normal: 5, 50, 95 %"]

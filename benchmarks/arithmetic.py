@@ -13,17 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from others import torch, versions
 from tqdm import tqdm
 
 import rmsprop_jax
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import reference
-
-try:
-    import torch
-except ModuleNotFoundError:
-    torch = None
 
 Cells = dict[str, float]
 
@@ -150,9 +146,7 @@ def main() -> None:
     """Prints the table."""
     names = ["float64", "ours", "Optax", *(["torch"] if torch else [])]
     table = {name: make() for name, make in tqdm(ROWS.items(), unit="row")}
-    versions = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
-    versions.append(f"torch {torch.__version__}" if torch else "no torch")
-    print(", ".join(versions), end="\n\n")
+    print(versions(), end="\n\n")
     print("| " + " | ".join([f"{'last update':35}", *(f"{name:>9}" for name in names)]) + " |")
     print("|" + "---|" * (len(names) + 1))
     for name, cells in table.items():

@@ -20,19 +20,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import optax
+from others import bitsandbytes, torch, versions
 from step import copy, jax_step, measure
 from tqdm import tqdm
 
 import rmsprop_jax
-
-try:
-    import torch
-except ModuleNotFoundError:
-    torch = None
-try:
-    import bitsandbytes
-except ModuleNotFoundError:
-    bitsandbytes = None
 
 Step = Callable[[], Any]
 
@@ -125,12 +117,9 @@ def main() -> None:
             if torch is not None and torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    versions = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
-    versions += [] if torch is None else [f"torch {torch.__version__}"]
-    versions += [] if bitsandbytes is None else [f"bitsandbytes {bitsandbytes.__version__}"]
     device = jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), 2**{args.log2_size} parameters")
-    print(", ".join(versions), end="\n\n")
+    print(versions(), end="\n\n")
     print("| method | leaves | ms a step | of the floor | copy, GB/s |")
     print("|---|---|---|---|---|")
     for cells in rows:

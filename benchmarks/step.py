@@ -16,14 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from others import torch, versions
 from tqdm import tqdm
 
 import rmsprop_jax
-
-try:
-    import torch
-except ModuleNotFoundError:
-    torch = None
 
 # Options by name, and bytes of state a parameter.
 VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
@@ -185,9 +181,7 @@ def main() -> None:
     ]
     rows = [compare(*case) for case in tqdm(cases, unit="variant")]
 
-    versions = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
-    versions.append("no torch" if torch is None else f"torch {torch.__version__}")
-    print(f"{jax.devices()[0].device_kind}, {size} parameters, {', '.join(versions)}")
+    print(f"{jax.devices()[0].device_kind}, {size} parameters, {versions()}")
     print("our time over that of ...\n")
     header = ["variant", "leaves", "floor", "Optax", "torch"]
     for row in [header, ["---"] * len(header), *rows]:

@@ -25,9 +25,12 @@ SUPPORTED_DTYPES = (jnp.dtype("float32"), jnp.dtype("float64"), BFLOAT16, FLOAT8
 
 # float8_e5m2 has the exponents of float16, and 2 digits behind the point; its sign is a third.
 # All three are set here, so that rounding cannot carry to infinity.
-_LARGEST_CODE = 2.0**15 * 1.875
+_LARGEST_BITS = np.float32(2.0**15 * 1.875).view(np.uint32)
 # That of zero: it is added to all, so that the spacing below it stays what it is there.
 _SMALLEST_CODE = 2.0**-14
+_SMALLEST_BITS = np.float32(_SMALLEST_CODE).view(np.uint32)
+# The largest of logarithmic codes, see `_coding`.
+_LARGEST_LOGARITHMIC_BITS = np.float32(12.0).view(np.uint32)
 # The largest element's code is 2**11 to 2**13: below are 25 binades, above a factor of 7 or more.
 _LOG2_LARGEST = 12
 # The unit does not get smaller than for a largest element of this size.
@@ -109,14 +112,12 @@ def full_like(
     def full(leaf: Any) -> Any:
         leaf_dtype = wide_dtype(jnp.result_type(leaf))
         kept = jnp.dtype(dtype or jnp.finfo(leaf_dtype).dtype)
-        if jnp.issubdtype(leaf_dtype, jnp.complexfloating) and not nonnegative:
-            return jnp.full_like(
-                leaf, fill_value, dtype=jnp.result_type(wide_dtype(kept), jnp.complex64)
-            )
+        if not nonnegative:
+            kept = BFLOAT16 if kept == FLOAT8 else kept
+            if jnp.issubdtype(leaf_dtype, jnp.complexfloating):
+                kept = jnp.result_type(wide_dtype(kept), jnp.complex64)
         if kept != FLOAT8:
             return jnp.full_like(leaf, fill_value, dtype=kept)
-        if not nonnegative:
-            return jnp.full_like(leaf, fill_value, dtype=BFLOAT16)
         code, unit, largest = _one_byte(jnp.asarray(fill_value, jnp.float32))
         return OneByteArray(jnp.full_like(leaf, code, dtype=FLOAT8), unit, largest)
 
@@ -185,7 +186,7 @@ def _one_byte(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _encode(x: jax.Array, unit: jax.Array, noise: jax.Array) -> jax.Array:
     unit, shift, largest_code = _coding(unit)
     bits = _rounding.bits_of(x * (1 / unit) + _SMALLEST_CODE)
-    bits = ((bits - _bits(_SMALLEST_CODE)) >> shift) + _bits(_SMALLEST_CODE)
+    bits = ((bits - _SMALLEST_BITS) >> shift) + _SMALLEST_BITS
     bits = _rounding.round_bits(jnp.minimum(bits, largest_code), noise, digits=3)
     # The third digit, bit 20, goes to the sign, bit 31.
     third = bits & np.uint32(2**20)
@@ -201,7 +202,7 @@ def _decode(kept: OneByteArray) -> jax.Array:
     code = kept.codes.astype(jnp.float32)
     bits = _rounding.bits_of(code)
     bits -= (bits >> 31) * np.uint32(2**31 - 2**20)  # the sign goes back to bit 20
-    bits = ((bits - _bits(_SMALLEST_CODE)) << shift) + _bits(_SMALLEST_CODE)
+    bits = ((bits - _SMALLEST_BITS) << shift) + _SMALLEST_BITS
     x = (_rounding.float_of(bits) - _SMALLEST_CODE) * unit
     return jnp.where(jnp.isnan(code), code, x)
 
@@ -217,12 +218,8 @@ def _coding(unit: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """
     unknown = unit < 0
     shift = jnp.where(unknown, np.uint32(3), np.uint32(0))
-    largest_code = jnp.where(unknown, _bits(12.0), _bits(_LARGEST_CODE))
+    largest_code = jnp.where(unknown, _LARGEST_LOGARITHMIC_BITS, _LARGEST_BITS)
     return jnp.where(unknown, 2.0**-80, unit), shift, largest_code
-
-
-def _bits(x: float) -> np.uint32:
-    return np.float32(x).view(np.uint32)
 
 
 def _next_unit(kept: OneByteArray, shrunk: Any) -> jax.Array:

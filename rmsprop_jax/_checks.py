@@ -101,8 +101,8 @@ def check_momentum(momentum: Any, nesterov: Any) -> None:
         raise ValueError("nesterov=True needs momentum, a number >= 0 and < 1; got None")
 
 
-def checked_step(step: Any) -> jax.Array:
-    """``step`` as an array, one whole number >= 0 or a traced one."""
+def check_step(step: Any) -> None:
+    """Raises unless ``step`` is one whole number >= 0, or a traced one."""
     message = f"step must be a whole number >= 0, got {step!r}"
     is_number = isinstance(step, int | np.ndarray | np.generic | jax.Array)
     dtype: Any = getattr(step, "dtype", np.dtype(type(step)) if is_number else None)
@@ -110,8 +110,6 @@ def checked_step(step: Any) -> jax.Array:
         raise TypeError(message)
     if np.shape(step) != () or (not isinstance(step, Tracer) and int(step) < 0):
         raise ValueError(message)
-    # A hash of it takes 32 bits.
-    return jnp.asarray(step if isinstance(step, jax.Array) else np.uint32(int(step) % 2**32))
 
 
 def check_params_given(name: str, value: Any, params: Any) -> None:

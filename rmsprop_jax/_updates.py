@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr, tree_map_with_path
@@ -53,7 +54,12 @@ def apply_updates(
       1.050 1.000
     """
     _checks.check_shapes("updates", updates, params, like="params")
-    count = None if step is None else _checks.checked_step(step)
+    count: Any = step
+    if step is not None:
+        _checks.check_step(step)
+        if not isinstance(step, jax.Array):
+            # A hash takes 32 bits.
+            count = jnp.uint32(int(count) % 2**32)
 
     def apply(path: Any, p: Any, u: Any) -> Any:
         if jnp.result_type(p) != jnp.bfloat16:

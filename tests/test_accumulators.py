@@ -380,6 +380,25 @@ def test_x64(dtype, x64):
         np.testing.assert_allclose(narrow, wide, rtol=0.3, atol=1e-12)
 
 
+@pytest.mark.parametrize(("mean", "least", "most"), [(30, 1.01, 1.07), (100, 1.1, 1.3)])
+@pytest.mark.parametrize("dtype", NARROW)
+def test_centred_takes_the_rounding_of_a_mean_for_variance(dtype, mean, least, most):
+    """As README says, of gradients whose mean is so many times their spread."""
+    g = mean + np.random.default_rng(0).standard_normal((2000, 500))
+    var = last_state(scale_by_stddev(0.99, accumulator_dtype=dtype), g.astype(np.float32)).var
+    assert least < (np.asarray(var, float) / reference.variance(g, 0.99)).mean() < most
+
+
+def test_updates_are_one_or_two_per_cent_larger_in_one_byte():
+    g = np.random.default_rng(0).standard_normal((1500, WIDTH)).astype(np.float32)
+    for decay in (0.99, 0.999):
+        narrow, wide = (
+            abs(run(scale_by_rms(decay, accumulator_dtype=dtype), g)[-500:]).mean()
+            for dtype in ("float8_e5m2", None)
+        )
+        assert 1.005 < narrow / wide < 1.02
+
+
 def test_a_leaf_that_was_idle():
     """Bounded, but what comes after a long silence is cut: an average too small, not too large."""
     rng = np.random.default_rng(0)

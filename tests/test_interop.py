@@ -823,9 +823,9 @@ BAD = {
         ["dialects.pytorch", "e_g['dense']['kernel']"],
     ),
     "save without the step": (lambda: save_torch(step=None), ValueError, ["step must be given"]),
-    "save with half a step": (lambda: save_torch(step=1.5), ValueError, ["step", ">= 0", "1.5"]),
+    "save with half a step": (lambda: save_torch(step=1.5), TypeError, ["step", ">= 0", "1.5"]),
     "save with a negative step": (lambda: save_torch(step=-1), ValueError, ["step", ">= 0", "-1"]),
-    "save with a step of text": (lambda: save_torch(step="3"), ValueError, ["step", "'3'"]),
+    "save with a step of text": (lambda: save_torch(step="3"), TypeError, ["step", "'3'"]),
     "save parameters that are not finite": (
         lambda: save_torch(params=jax.tree.map(lambda x: x * jnp.nan, PARAMS)),
         ValueError,

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path, tree_map_with_path
 
-from rmsprop_jax import _accumulator
+from rmsprop_jax import _accumulator, _checks
 
 _COUNTERS = ("count", "step")
 _FIELDS = (*_COUNTERS, "mu", "nu", "trace", "var")
@@ -426,8 +426,7 @@ def step_count(state: Any, step: Any) -> int:
             "step must be given, the number of steps taken: the state does not count them, "
             "as the learning rate is constant and no average is narrow"
         )
-    if not np.issubdtype(np.asarray(step).dtype, np.integer) or step < 0:
-        raise ValueError(f"step must be a whole number >= 0, got {step!r}")
+    _checks.check_step(step)
     return int(step)
 
 

@@ -69,6 +69,7 @@ def load(
         square = (fields["nu"][path] - start) / data
         fields["mu"][path], fields["var"][path] = corrected, _state.variance(square, corrected)
     state = _state.fill(jax.eval_shape(optimizer.init, params), fields, step)
+    hyperparameters["accumulator_dtype"] = accumulator_dtype
     return Resumed(params, optimizer, state, step, (hyperparameters,))
 
 
