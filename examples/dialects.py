@@ -8,10 +8,11 @@ where epsilon stands, how long the average remembers, and what it starts from.
 import argparse
 from pathlib import Path
 
+import flags
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from quickstart import History, flags, load, train, whole_number
+from quickstart import History, load, train
 
 from rmsprop_jax import dialects, rmsprop
 
@@ -64,8 +65,10 @@ def draw(columns: dict[str, dict[str, History]], path: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The flags, each checked."""
-    parser = flags(__doc__, "dialects.png")
-    parser.add_argument("--epochs", type=whole_number, default=10, help="passes over the data")
+    parser = flags.parser(__doc__, "dialects.png")
+    parser.add_argument(
+        "--epochs", type=flags.whole_number, default=10, help="passes over the data"
+    )
     parser.set_defaults(batch_size=32)
     return parser.parse_args()
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flags
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -168,74 +169,26 @@ def draw(histories: dict[str, History], path: Path) -> None:
     plt.close(figure)
 
 
-def whole_number(text: str) -> int:
-    """A whole number >= 1, or argparse's error."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return int(text)
-
-
-def number_below(limit: float) -> Callable[[str], float]:
-    """A parser of numbers >= 0 and < limit."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not 0 <= value < limit:
-            raise argparse.ArgumentTypeError(f"must be a number >= 0 and < {limit}, got {text!r}")
-        return value
-
-    return parse
-
-
-def picture(text: str) -> Path:
-    """A path that matplotlib can write a picture to."""
-    path, allowed = Path(text), (".pdf", ".png", ".svg")
-    if path.suffix not in allowed or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"must be a file in an existing folder, ending in one of {allowed}, got {text!r}"
-        )
-    return path
-
-
-def seed(text: str) -> int:
-    """A seed that NumPy takes, or argparse's error."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be >= 0 and < 2**32, got {text!r}")
-    return int(text)
-
-
-def flags(description: str | None, output: str) -> argparse.ArgumentParser:
-    """A parser with the flags that every example has."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--seed", type=seed, default=0, help="of the split, the network and the batches"
-    )
-    parser.add_argument(
-        "--output", type=picture, default=Path(output), help="where the picture goes"
-    )
-    return parser
-
-
 def parse_arguments() -> argparse.Namespace:
     """The flags, each checked."""
-    parser = flags(__doc__, "quickstart.png")
-    parser.add_argument("--epochs", type=whole_number, default=30, help="passes over the data")
+    parser = flags.parser(__doc__, "quickstart.png")
     parser.add_argument(
-        "--batch-size", type=whole_number, default=32, help="digits a step, at most 1198"
+        "--epochs", type=flags.whole_number, default=30, help="passes over the data"
+    )
+    parser.add_argument(
+        "--batch-size", type=flags.whole_number, default=32, help="digits a step, at most 1198"
     )
     parser.add_argument(
         "--learning-rate",
-        type=number_below(100),
+        type=flags.number_below(100),
         default=2e-3,
         help="RMSprop's at the start; a cosine takes it to zero",
     )
     parser.add_argument(
-        "--decay", type=number_below(1), default=0.9, help="of RMSprop's average, >= 0 and < 1"
+        "--decay",
+        type=flags.number_below(1),
+        default=0.9,
+        help="of RMSprop's average, >= 0 and < 1",
     )
     args = parser.parse_args()
     if args.batch_size > 1198:

@@ -11,13 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flags
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import torch
 from flax import nnx
-from quickstart import Digits, Network, flags, load, whole_number
+from quickstart import Digits, Network, load
 from tqdm import tqdm
 
 from rmsprop_jax import interop
@@ -165,9 +166,9 @@ def differences(resumed: list[float], losses: Losses) -> np.ndarray:
 
 def parse_arguments() -> argparse.Namespace:
     """The flags, each checked."""
-    parser = flags(__doc__, "resume_from_torch.png")
+    parser = flags.parser(__doc__, "resume_from_torch.png")
     parser.add_argument(
-        "--steps", type=whole_number, default=100, help="before the checkpoint, and after it"
+        "--steps", type=flags.whole_number, default=100, help="before the checkpoint, and after it"
     )
     return parser.parse_args()
 
