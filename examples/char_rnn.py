@@ -1,0 +1,193 @@
+"""Trains a recurrent network to foretell the next character, with Graves' RMSprop.
+
+The text is Python's own help, as the standard library has it (`pydoc_data.topics`),
+every paragraph once; nothing is downloaded. The last tenth is held out. The baseline is
+the best n-gram model, whose length is chosen on the held-out text itself. At the end the
+network writes some help of its own.
+"""
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any, NamedTuple
+
+import flags
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from flax import nnx
+from tqdm import tqdm
+
+from rmsprop_jax import dialects
+
+WIDTH = 128
+STREAMS = 16  # read side by side
+WINDOW = 64  # characters a step, through which gradients flow back
+PARTS = 4  # of an epoch, each one compiled scan
+LONGEST = 6  # n-gram
+Carry = tuple[jax.Array, jax.Array]
+
+
+class Text(NamedTuple):
+    """The text in the order in which it is read; characters are places in the alphabet."""
+
+    alphabet: list[str]
+    training: np.ndarray
+    held_out: np.ndarray
+
+
+class History(NamedTuple):
+    """Bits a character: of each step, and on the held-out text after so many steps."""
+
+    training: list[float]
+    steps: list[int]
+    held_out: list[float]
+
+
+class Network(nnx.Module):
+    """Long short-term memory, one layer: 100 000 parameters."""
+
+    def __init__(self, size: int, rngs: nnx.Rngs):
+        self.embedding = nnx.Embed(size, 32, rngs=rngs)
+        self.cell = nnx.OptimizedLSTMCell(32, WIDTH, rngs=rngs)
+        self.output = nnx.Linear(WIDTH, size, rngs=rngs)
+
+    def __call__(self, carry: Carry, characters: jax.Array) -> tuple[Carry, jax.Array]:
+        """The carry after (time, streams) characters, and logits of each one's successor."""
+        carry, hidden = jax.lax.scan(self.cell, carry, self.embedding(characters))
+        return carry, self.output(hidden)
+
+
+def load() -> Text:
+    """Python's help; topics quote each other, so a paragraph counts where it is first."""
+    paragraphs = "\n\n".join(topics.values()).split("\n\n")
+    characters = np.array(list("\n\n".join(dict.fromkeys(paragraphs))))
+    alphabet, text = np.unique(characters, return_inverse=True)
+    training, held_out = np.split(text.astype(np.int32), [len(text) * 9 // 10])
+    return Text(alphabet.tolist(), training, held_out)
+
+
+def side_by_side(text: np.ndarray) -> np.ndarray:
+    """The text cut into streams, (time, streams); each ends with the next one's first."""
+    length = (len(text) - 1) // STREAMS
+    return np.stack([text[i * length : (i + 1) * length + 1] for i in range(STREAMS)], axis=1)
+
+
+def windows(text: np.ndarray) -> jax.Array:
+    """The streams in windows, (parts, windows, time, streams), each overlapping by one."""
+    streams = side_by_side(text)
+    count = (len(streams) - 1) // WINDOW // PARTS * PARTS
+    starts = np.arange(count).reshape(PARTS, -1, 1) * WINDOW
+    return jnp.asarray(streams[starts + np.arange(WINDOW + 1)])
+
+
+def zeros(streams: int) -> Carry:
+    """What the network remembers at first."""
+    return jnp.zeros((streams, WIDTH)), jnp.zeros((streams, WIDTH))
+
+
+def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """Graves' decay, momentum and eps; his rate of 1e-4 is one for days, not for a minute.
+
+    He clips derivatives inside the network; here each weight's gradient is clipped.
+    """
+    schedule = optax.cosine_decay_schedule(learning_rate, steps)
+    return optax.chain(optax.clip(1.0), dialects.graves(schedule))
+
+
+def train(text: Text, args: argparse.Namespace) -> tuple[Network, History]:
+    """Reads the text window by window; what it remembers goes on from one to the next."""
+    graph, params = nnx.split(Network(len(text.alphabet), nnx.Rngs(args.seed)), nnx.Param)
+    parts, held_out = windows(text.training), jnp.asarray(side_by_side(text.held_out))
+    steps = parts.shape[1]
+    graves = optimizer(args.learning_rate, args.epochs * PARTS * steps)
+    state = graves.init(params)
+
+    def loss_of(params: nnx.State, carry: Carry, window: jax.Array) -> tuple[jax.Array, Carry]:
+        bits, carry = bits_of(nnx.merge(graph, params), carry, window)
+        # The sum over the window, in nats, as in the paper: eps is for gradients of that size.
+        return bits.sum(axis=0).mean() * np.log(2), carry
+
+    def step(carried: Any, window: jax.Array) -> tuple[Any, jax.Array]:
+        params, state, carry = carried
+        (loss, carry), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, carry, window)
+        updates, state = graves.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state, carry), loss / WINDOW / np.log(2)
+
+    @partial(jax.jit, donate_argnums=0)
+    def part(carried: Any, windows: jax.Array) -> tuple[Any, jax.Array]:
+        return jax.lax.scan(step, carried, windows)
+
+    @jax.jit
+    def evaluate(params: nnx.State) -> jax.Array:
+        return bits_of(nnx.merge(graph, params), zeros(STREAMS), held_out)[0].mean()
+
+    history = History([], [], [])
+    with tqdm(range(args.epochs * PARTS), unit=f"{steps} steps") as bar:
+        for i in bar:
+            carry = zeros(STREAMS) if i % PARTS == 0 else carry
+            (params, state, carry), bits = part((params, state, carry), parts[i % PARTS])
+            history.training.extend(bits.tolist())
+            history.steps.append(len(history.training))
+            history.held_out.append(float(evaluate(params)))
+            bar.set_postfix(held_out=f"{history.held_out[-1]:.3f} bits a character")
+    return nnx.merge(graph, params), history
+
+
+def bits_of(network: Network, carry: Carry, text: jax.Array) -> tuple[jax.Array, Carry]:
+    """The bits that each character but the first costs, (time - 1, streams), and the carry."""
+    carry, logits = network(carry, text[:-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, text[1:])
+    return losses / np.log(2), carry
+
+
+def ngram_bits(text: Text) -> list[float]:
+    """Bits a held-out character of n-gram models, n from 1, smoothed as Witten and Bell do.
+
+    Each falls back on the shorter one, the more the more kinds of successor it has seen.
+    """
+    training, held_out = (
+        "".join(text.alphabet[c] for c in part) for part in (text.training, text.held_out)
+    )
+    chances, bits = [1 / len(text.alphabet)] * len(held_out), []
+    for n in range(1, LONGEST + 1):
+        counts = Counter(training[i : i + n] for i in range(len(training) - n + 1))
+        seen, kinds = Counter(), Counter()
+        for gram, count in counts.items():
+            seen[gram[:-1]] += count
+            kinds[gram[:-1]] += 1
+        whole = training[len(training) - n + 1 :] + held_out
+        for i, shorter in enumerate(chances):
+            gram = whole[i : i + n]
+            before = gram[:-1]
+            if before in seen:
+                chances[i] = (counts[gram] + kinds[before] * shorter) / (
+                    seen[before] + kinds[before]
+                )
+        bits.append(-float(np.log2(chances).mean()))
+    return bits
+
+
+def sample(network: Network, alphabet: Sequence[str], seed: int, length: int = 400) -> str:
+    """A text of the network's own, each character drawn at temperature 0.7."""
+    graph, params = nnx.split(network)
+
+    @jax.jit
+    def write(params: Any, keys: jax.Array) -> jax.Array:
+        def step(carried: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+            carry, character = carried
+            carry, logits = nnx.merge(graph, params)(carry, character[None])
+            character = jax.random.categorical(key, logits[0] / 0.7)
+            return (carry, character), character[0]
+
+        start = jnp.full(1, alphabet.index("\n"))
+        return jax.lax.scan(step, (zeros(1), start), keys)[1]
+
+    keys = jax.random.split(jax.random.key(seed), length)
+    return "".join(alphabet[c] for c in write(params, keys))

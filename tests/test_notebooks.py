@@ -1,0 +1,62 @@
+"""The notebooks as they are in the repository: run, without a warning, and with their pictures."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|tmp|work|usr|opt|Users)/")
+
+
+def cells_of(path, kind):
+    cells = json.loads(path.read_text())["cells"]
+    return [cell for cell in cells if cell["cell_type"] == kind]
+
+
+def test_there_are_five():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["1_", "2_", "3_", "4_", "5_"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_was_run_from_top_to_bottom(path):
+    cells = cells_of(path, "code")
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nothing_went_wrong(path):
+    for cell in cells_of(path, "code"):
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error", output
+            # Warnings and logs go there.
+            assert output.get("name") != "stderr", output
+            assert not MACHINE_PATH.search(json.dumps(output)), output
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_picture_is_there(path):
+    shown = 0
+    for cell in cells_of(path, "code"):
+        pictures = [
+            o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})
+        ]
+        assert len(pictures) == "".join(cell["source"]).count("plt.show()"), cell["source"]
+        shown += len(pictures)
+    assert shown >= 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_claim_is_asserted_and_every_picture_explained(path):
+    assert "assert" in "".join("".join(cell["source"]) for cell in cells_of(path, "code"))
+    text = "".join("".join(cell["source"]) for cell in cells_of(path, "markdown"))
+    assert text.count("**What to see.**") >= 2
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (FOLDER / link).exists(), link
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_small(path):
+    assert path.stat().st_size < 1_000_000
