@@ -31,7 +31,7 @@ WIDTH = 128
 STREAMS = 16  # read side by side
 WINDOW = 64  # characters a step, through which gradients flow back
 PARTS = 4  # of an epoch, each one compiled scan
-LONGEST = 6  # n-gram
+LONGEST = 6  # n-gram; the best is shorter
 Carry = tuple[jax.Array, jax.Array]
 
 

@@ -10,9 +10,7 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument(
-        "--seed", type=seed, default=0, help="of all that is random: data, network, batches"
-    )
+    parser.add_argument("--seed", type=seed, default=0, help="of all that is random")
     parser.add_argument(
         "--output", type=picture, default=Path(output), help="where the picture goes"
     )

@@ -8,6 +8,7 @@ JAX goes on a second time with the parameters alone, and a new state. Needs torc
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,13 +177,16 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Trains, draws and prints the result."""
     args = parse_arguments()
+    began = time.perf_counter()
     losses = run(args)
     draw(losses, args.output)
     print(
-        f"after {args.steps} resumed steps: loss {losses.jax[-1]:.5f} in JAX, "
+        f"resume_from_torch: after {args.steps} resumed steps: loss {losses.jax[-1]:.5f} in JAX, "
         f"{losses.torch[-1]:.5f} in torch; largest relative difference of a step "
         f"{differences(losses.jax, losses).max():.1e}, without the state "
-        f"{differences(losses.without_state, losses).max():.2f}; picture in {args.output}"
+        f"{differences(losses.without_state, losses).max():.2f}; "
+        f"{jax.devices()[0].device_kind}, {time.perf_counter() - began:.0f} s; "
+        f"picture in {args.output}"
     )
 
 

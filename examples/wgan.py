@@ -127,7 +127,7 @@ def train(digits: jax.Array, args: argparse.Namespace) -> tuple[jax.Array, list[
 
 
 def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """0 if two sets of images have one distribution, in units of a distance between images.
+    """Near 0 if two sets of images are of one distribution, in units of a distance between images.
 
     Twice the mean distance from one set to the other, less those within each.
     """
@@ -144,7 +144,7 @@ def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def gaussian(digits: np.ndarray, seed: int) -> np.ndarray:
-    """As many images whose pixels have the digits' means and covariances: the baseline."""
+    """As many images from the digits' means and covariances, cut to 0 to 1: the baseline."""
     rng = np.random.default_rng(seed)
     mean, covariance = digits.mean(axis=0), np.cov(digits.T)
     return rng.multivariate_normal(mean, covariance, len(digits)).clip(0, 1)

@@ -1,0 +1,53 @@
+"""The goal of the DQN example, where episodes end. It needs gymnax."""
+
+import dqn_cartpole
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+def constant(left, right):
+    """A network whose values are the same everywhere."""
+    return {
+        "w1": jnp.zeros((4, 8)),
+        "b1": jnp.zeros(8),
+        "w2": jnp.zeros((8, 2)),
+        "b2": jnp.array([left, right]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("terminated", "goal"),
+    # The network prefers the second action; the target network says what that is worth, 0.3.
+    [(False, 0.01 + 0.99 * 0.3), (True, 0.01)],
+)
+def test_goal_is_double_q(terminated, goal):
+    batch = dqn_cartpole.Transition(
+        observation=jnp.zeros((1, 4)),
+        action=jnp.zeros(1, jnp.int32),
+        reward=jnp.full(1, 0.01),
+        terminated=jnp.full(1, terminated),
+        next_observation=jnp.zeros((1, 4)),
+    )
+    params, target = constant(0.1, 0.2), constant(0.7, 0.3)
+    loss, gradients = jax.value_and_grad(dqn_cartpole.loss_of)(params, target, batch)
+    np.testing.assert_allclose(loss, (0.1 - goal) ** 2 / 2, rtol=1e-5)
+    np.testing.assert_allclose(gradients["b2"], [0.1 - goal, 0], rtol=1e-5, atol=1e-7)
+
+
+def test_a_full_episode_is_cut_off_and_not_ended():
+    states = dqn_cartpole.reset(jax.random.split(jax.random.key(0), 1))[1]
+    states = states.replace(time=jnp.full(1, dqn_cartpole.LONGEST - 1))
+    keys = jax.random.split(jax.random.key(1), 1)
+    observations, _, _, terminated, truncated, info = dqn_cartpole.move(keys, states, jnp.ones(1))
+    assert truncated[0]
+    assert not terminated[0]
+    assert not np.allclose(observations, info["final_observation"])
+
+
+def test_steps_that_do_not_divide_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["dqn_cartpole.py", "--steps", "401"])
+    with pytest.raises(SystemExit, match="2"):
+        dqn_cartpole.parse_arguments()
+    assert "--steps: must be a multiple of 400, got 401" in capsys.readouterr().err
