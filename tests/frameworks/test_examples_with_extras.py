@@ -1,10 +1,13 @@
-"""The goal of the DQN example, where episodes end. It needs gymnax."""
+"""The goal of the DQN example, where episodes end; the help of those that need more packages."""
+
+import re
 
 import dqn_cartpole
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import resume_from_torch
 
 
 def constant(left, right):
@@ -51,3 +54,12 @@ def test_steps_that_do_not_divide_are_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         dqn_cartpole.parse_arguments()
     assert "--steps: must be a multiple of 400, got 401" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("example", [dqn_cartpole, resume_from_torch], ids=lambda m: m.__name__)
+def test_help_has_every_default(example, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [example.__name__, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        example.parse_arguments()
+    text = capsys.readouterr().out
+    assert text.count("(default: ") == len(re.findall(r"^  --", text, re.MULTILINE)) >= 3
