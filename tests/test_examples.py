@@ -38,7 +38,7 @@ def test_help_has_every_default(example, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         example.parse_arguments()
     text = capsys.readouterr().out
-    assert text.count("(default: ") == len(re.findall(r"^  --", text, re.MULTILINE)) >= 3
+    assert text.count("(default:") == len(re.findall(r"^  --", text, re.MULTILINE)) >= 3
 
 
 def test_ngram_models_are_probabilities():
