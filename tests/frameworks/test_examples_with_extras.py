@@ -1,13 +1,17 @@
-"""The goal of the DQN example, where episodes end; the help of those that need more packages."""
+"""The goal of the DQN example, where its episodes end, and the help of every example."""
 
 import re
 
+import char_rnn
+import dialects
 import dqn_cartpole
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quickstart
 import resume_from_torch
+import wgan
 
 
 def constant(left, right):
@@ -56,7 +60,11 @@ def test_steps_that_do_not_divide_are_refused(monkeypatch, capsys):
     assert "--steps: must be a multiple of 400, got 401" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("example", [dqn_cartpole, resume_from_torch], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "example",
+    [char_rnn, dialects, dqn_cartpole, quickstart, resume_from_torch, wgan],
+    ids=lambda module: module.__name__,
+)
 def test_help_has_every_default(example, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [example.__name__, "--help"])
     with pytest.raises(SystemExit, match="0"):
