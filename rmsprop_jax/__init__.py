@@ -1,6 +1,6 @@
 """RMSprop for JAX, as Optax gradient transformations."""
 
-from rmsprop_jax import dialects, interop
+from rmsprop_jax import dialects, interop, sharding
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax._transform import (
     ScaleByRmsState,
@@ -19,4 +19,5 @@ __all__ = [
     "rmsprop",
     "scale_by_rms",
     "scale_by_stddev",
+    "sharding",
 ]

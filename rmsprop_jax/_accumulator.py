@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.tree_util import keystr, tree_map_with_path
+from jax.tree_util import tree_map_with_path
 from jax.typing import ArrayLike, DTypeLike
 
-from rmsprop_jax import _rounding
+from rmsprop_jax import _rounding, _shards
 
 BFLOAT16 = jnp.dtype("bfloat16")
 FLOAT8 = jnp.dtype("float8_e5m2")
@@ -167,11 +167,12 @@ def store(
         assert count is not None
         # A code has no derivative: what is kept in few bits is taken for a constant.
         average = lax.stop_gradient(average).astype(jnp.float32)
-        noise = _rounding.noise(average.shape, count, f"{name}{keystr(path)}")
+        noise = _rounding.noise(average.shape, count, name, path)
         if not one_byte:
             return _rounding.to_bfloat16(average, noise)
         unit = _next_unit(old, jnp.asarray(lax.stop_gradient(shrunk), jnp.float32))
-        return OneByteArray(_encode(average, unit, noise), unit, _next_largest(old, average))
+        largest = _next_largest(old, _shards.largest(average, path))
+        return OneByteArray(_encode(average, unit, noise), unit, largest)
 
     return tree_map_with_path(store_leaf, averages, kept)
 
@@ -230,8 +231,7 @@ def _next_unit(kept: OneByteArray, shrunk: Any) -> jax.Array:
     return jnp.where(kept.largest > 0, unit, -1)
 
 
-def _next_largest(kept: OneByteArray, average: jax.Array) -> jax.Array:
+def _next_largest(kept: OneByteArray, largest: jax.Array) -> jax.Array:
     """The largest element, unless it is a stray one that would leave the others no digits."""
-    largest = jnp.max(average, initial=0, where=~jnp.isnan(average))
     limit = jnp.where(kept.largest == 0, jnp.finfo(jnp.float32).max, kept.largest * 2.0**24)
     return jnp.minimum(largest, limit)

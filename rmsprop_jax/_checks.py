@@ -147,14 +147,15 @@ def check_shapes_and_dtypes(name: str, tree: Any, expected: Any, *, like: str) -
 def _check_like(
     name: str, tree: Any, expected: Any, like: str, describe: Callable[[Any], str]
 ) -> None:
-    _check_structure(name, tree, expected, like)
+    check_structure(name, tree, expected, like)
     leaves = tree_leaves_with_path(tree)
     for (path, leaf), expected_leaf in zip(leaves, jax.tree.leaves(expected), strict=True):
         message = f"{name}{keystr(path)} must be as in {like}"
         chex.assert_equal(describe(leaf), describe(expected_leaf), custom_message=message)
 
 
-def _check_structure(name: str, tree: Any, expected: Any, like: str) -> None:
+def check_structure(name: str, tree: Any, expected: Any, like: str) -> None:
+    """Chex's AssertionError unless ``tree`` has the structure of ``expected``."""
     if jax.tree.structure(tree) == jax.tree.structure(expected):
         return
     paths, expected_paths = (

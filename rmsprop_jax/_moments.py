@@ -54,8 +54,9 @@ def decaying_variance(
     never negative. The mean before ``g`` would give a second form; this one lets
     XLA update both averages in place.
     """
-    # The root of d goes inside, where the square saturates.
-    spread = squared_magnitude(divide(g - mean, sqrt(1 - weight)))
+    # The root of d goes inside, where the square saturates; as a factor, since of a quotient XLA
+    # makes one in some programs and not in others, with other bits.
+    spread = squared_magnitude((g - mean) * divide(1.0, sqrt(1 - weight)))
     return (variance - weight * variance) + weight * spread
 
 

@@ -6,25 +6,40 @@ key, is the same on any layout of devices, and after a checkpoint goes on where 
 
 import math
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import keystr
+
+from rmsprop_jax import _shards
 
 
-def noise(shape: tuple[int, ...], count: jax.Array, name: str) -> jax.Array:
-    """32 random bits an element: a hash of the step, a name, and the element's index.
+def noise(shape: tuple[int, ...], count: jax.Array, name: str, path: Any) -> jax.Array:
+    """32 random bits an element: a hash of the step, a name with the leaf's path, and the index.
 
     `jax.random.bits` would do the same at several times the arithmetic, enough to be
     slower than memory.
     """
-    step = count.astype(jnp.uint32) * np.uint32(0x9E3779B9) + np.uint32(zlib.crc32(name.encode()))
+    crc = zlib.crc32(f"{name}{keystr(path)}".encode())
+    step = count.astype(jnp.uint32) * np.uint32(0x9E3779B9) + np.uint32(crc)
+    return _hash(_index(shape, path) + _hash(_hash(step)))
+
+
+def _index(shape: tuple[int, ...], path: Any) -> jax.Array:
+    """The index of each element in the whole array, of which this may be a part."""
+    names = _shards.mesh_axes(path, len(shape))
+    whole = [size * lax.axis_size(axes) for size, axes in zip(shape, names, strict=True)]
     index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
-        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    return _hash(index + _hash(_hash(step)))
+    for axis, size in enumerate(shape):
+        stride = np.uint32(math.prod(whole[axis + 1 :]) % 2**32)
+        along = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        if names[axis]:
+            along += lax.axis_index(names[axis]).astype(jnp.uint32) * np.uint32(size)
+        index += along * stride
+    return index
 
 
 def _hash(x: jax.Array) -> jax.Array:

@@ -70,7 +70,7 @@ def apply_updates(
                 "apply_updates(params, updates, step); to round to nearest, optax.apply_updates"
             )
         total = _accumulator.widen(p) + _accumulator.widen(u)
-        noise = _rounding.noise(total.shape, count, f"params{keystr(path)}")
+        noise = _rounding.noise(total.shape, count, "params", path)
         return _rounding.to_bfloat16(total.astype(jnp.float32), noise)
 
     return tree_map_with_path(apply, params, updates)

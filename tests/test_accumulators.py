@@ -245,7 +245,9 @@ def test_noise_is_uniform_and_independent():
     """Of elements, of steps one after the other, and of names: all to within five deviations."""
     width, steps = 1 << 14, 64
     names = ["mu['w']", "var['w']"]
-    bits = [_rounding.noise((width,), jnp.int32(t), name) for name in names for t in range(steps)]
+    bits = [
+        _rounding.noise((width,), jnp.int32(t), name, ()) for name in names for t in range(steps)
+    ]
     x = np.asarray(bits, np.float64) / 2**32 - 0.5
     count = x.size
     assert abs(x.mean()) < 5 / np.sqrt(12 * count)
@@ -287,7 +289,7 @@ def test_noise_is_the_hash_that_it_is(step, name, shape):
 
     key = hashed(hashed((step * 0x9E3779B9 + zlib.crc32(name.encode())) % 2**32))
     expected = [hashed((index + key) % 2**32) for index in range(math.prod(shape))]
-    noise = _rounding.noise(shape, jnp.int32(step), name)
+    noise = _rounding.noise(shape, jnp.int32(step), name, ())
     np.testing.assert_array_equal(np.ravel(noise), np.array(expected, np.uint32))
 
 
