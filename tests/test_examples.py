@@ -9,7 +9,8 @@ import pytest
 import wgan
 
 FOLDER = Path(__file__).parents[1] / "examples"
-SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "flags")
+SHARED = ("checkpoints", "flags")
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -1,8 +1,6 @@
 """Where the state lives: layouts, the same bits on one device and on eight, ZeRO-1's memory."""
 
 import re
-from contextlib import nullcontext
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,68 +9,30 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from layouts import (
+    LAYOUTS,
+    OPTIONS,
+    STORAGES,
+    assert_placed,
+    assert_same_bits,
+    assert_same_updates_and_state,
+    assert_trained_alike,
+    mesh_of,
+    model,
+    placed,
+    trained,
+    updates_and_state,
+)
 
 from rmsprop_jax import apply_updates, rmsprop, scale_by_rms, sharding
 
-STORAGES = [None, "bfloat16", "float8_e5m2"]
-OPTIONS = [{}, {"centered": True, "momentum": 0.9, "bias_correction": True}]
 AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
-LAYOUTS = ["data-parallel", "ZeRO-1", "fully sharded"]
 
 axis_types = pytest.mark.parametrize("axis_type", AXIS_TYPES, ids=lambda t: t.name)
 
 
-def mesh_of(devices, axis_type=AxisType.Auto):
-    return jax.make_mesh(
-        (devices,), ("data",), axis_types=(axis_type,), devices=jax.devices()[:devices]
-    )
-
-
 def mesh_of_two_axes(axis_type=AxisType.Auto):
     return jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type,) * 2)
-
-
-def model(rng, dtype=np.float32):
-    """A small network and its data; its last bias is of a size that no eight divide."""
-    sizes = [(16, 64), (64, 48), (48, 10)]
-    params = {
-        f"layer {i}": {
-            "w": rng.standard_normal(size).astype(dtype) / size[0] ** 0.5,
-            "b": np.zeros(size[1], dtype),
-        }
-        for i, size in enumerate(sizes)
-    }
-    x = rng.standard_normal((64, 16)).astype(dtype)
-    return params, x, np.tanh(x @ rng.standard_normal((16, 10)).astype(dtype))
-
-
-def loss_of(params, x, y):
-    for layer in params.values():
-        x = jnp.tanh(x @ layer["w"] + layer["b"])
-    return jnp.mean((x - y) ** 2)
-
-
-def placed(optimizer, params, mesh, layout):
-    """Parameters and state in a layout, and the shardings of both and of gradients."""
-    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), params)
-    with pytest.warns(UserWarning, match="'b'") if mesh.size > 1 else nullcontext():
-        parts = sharding.spread(params, mesh)
-    of_params = parts if layout == "fully sharded" else everywhere
-    of_gradients = everywhere if layout == "data-parallel" else parts
-    of_state = sharding.of_state(optimizer, params, of_gradients)
-    params = jax.device_put(params, of_params)
-    state = jax.jit(optimizer.init, out_shardings=of_state)(params)
-    return params, state, of_params, of_state, of_gradients
-
-
-def assert_same_bits(a, b):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(*(np.atleast_1d(np.asarray(x)).view(np.uint8) for x in (a, b)))
-
-
-def assert_placed(tree, shardings):
-    for leaf, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True):
-        assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
 
 
 # Layouts.
@@ -188,73 +148,18 @@ def test_spread_leaves_other_axes_as_they_are():
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_the_same_bits_on_one_device_and_on_eight(dtype, options, layout, axis_type):
     """On the same gradients: each bit of the state, and updates within 2 ulp."""
-    optimizer = rmsprop(0.1, accumulator_dtype=dtype, **options)
-    rng = np.random.default_rng(0)
-    host, _, _ = model(rng)
-    scale = [np.float32(10.0 ** rng.uniform(-4, 2)) for _ in range(6)]
-    gradients = [
-        jax.tree.map(lambda p, s=s: s * rng.standard_normal(p.shape, np.float32), host)
-        for s in scale
-    ]
-
-    def run(devices):
-        mesh = mesh_of(devices, axis_type)
-        params, state, of_params, of_state, of_gradients = placed(optimizer, host, mesh, layout)
-
-        def update(gradients, state, params):
-            return optimizer.update(sharding.constrain(gradients, of_gradients), state, params)
-
-        update = jax.jit(update, out_shardings=(of_params, of_state))
-        every = []
-        for g in gradients:
-            updates, state = update(jax.device_put(g, of_params), state, params)
-            every.append(jax.tree.map(np.asarray, updates))
-        assert_placed(state, of_state)
-        return every, state
-
-    (updates, state), (updates_of_one, state_of_one) = run(8), run(1)
-    jax.tree.map(assert_same_bits, state, state_of_one)
-    jax.tree.map(partial(np.testing.assert_array_max_ulp, maxulp=2), updates, updates_of_one)
+    eight, one = (
+        updates_and_state(mesh_of(devices, axis_type), layout, dtype, options) for devices in (8, 1)
+    )
+    assert_same_updates_and_state(eight, one)
 
 
 @axis_types
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_is_that_of_one_device(layout, axis_type, x64):
-    """Sums run in another order; 200 steps in float64 agree within 1e-9.
-
-    Of batches that change: over one batch RMSprop ends in hopping about a minimum, and each hop
-    doubles a difference.
-    """
-    optimizer = rmsprop(1e-3, momentum=0.9)
-    host, x, y = model(np.random.default_rng(0), np.float64)
-
-    def train(devices):
-        mesh = mesh_of(devices, axis_type)
-        params, state, of_params, of_state, of_gradients = placed(optimizer, host, mesh, layout)
-        everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), host)
-        rows = NamedSharding(mesh, P("data"))
-
-        def step(params, state, x, y):
-            whole = sharding.constrain(params, everywhere)
-            gradients = sharding.constrain(jax.grad(loss_of)(whole, x, y), of_gradients)
-            updates, state = optimizer.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
-
-        step = jax.jit(step, donate_argnums=(0, 1), out_shardings=(of_params, of_state))
-        batches = np.random.default_rng(1)
-        for _ in range(200):
-            batch = batches.permutation(len(x))[:32]
-            data = jax.device_put((x[batch], y[batch]), rows)
-            # One at a time: eight devices on few cores starve where many steps are queued.
-            params, state = jax.block_until_ready(step(params, state, *data))
-        assert_placed((params, state), (of_params, of_state))
-        return jax.tree.map(np.asarray, params)
-
-    eight, one = train(8), train(1)
-    difference = jax.tree.map(lambda a, b: np.abs(a - b).max() / np.abs(b).max(), eight, one)
-    assert max(jax.tree.leaves(difference)) < 1e-9
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, host)
-    assert min(jax.tree.leaves(moved)) > 1e-2
+    """Sums run in another order; 200 steps in float64 agree within 1e-9."""
+    eight, one = (trained(mesh_of(devices, axis_type), layout) for devices in (8, 1))
+    assert_trained_alike(eight, one)
 
 
 # Inside shard_map.

@@ -1,0 +1,335 @@
+"""Trains one network on all devices of one process or of many, and goes on where it was killed.
+
+On a CPU it pretends to be eight devices, and ``--processes 2`` starts two processes of four. On
+a cluster the scheduler starts one process a host, each with ``--cluster``. The layout says
+what each device holds: all (data-parallel), all parameters and its part of the state (ZeRO-1),
+or its part of both (fully sharded). Start the same command again after a crash, and it goes on
+from the newest good checkpoint, to the same bits.
+"""
+
+import argparse
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+import time
+import zlib
+from itertools import pairwise
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flags
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from checkpoints import Checkpoints
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from sklearn.datasets import load_digits
+from tqdm import tqdm
+
+from rmsprop_jax import rmsprop, sharding
+
+LAYOUTS = ("data-parallel", "zero-1", "fully-sharded")
+STORAGES = ("float32", "bfloat16", "float8_e5m2")
+# There are ten digits; sixteen outputs can be shared by eight devices.
+SIZES = (64, 512, 512, 16)
+TRAINING = 1280
+
+
+class Places(NamedTuple):
+    """Shardings: of the parameters, of the state, and of gradients as the update begins."""
+
+    params: Any
+    state: Any
+    gradients: Any
+
+
+class Run(NamedTuple):
+    """What a training has come to."""
+
+    params: Any
+    state: Any
+    first_step: int
+    losses: list[float]
+    accuracy: float
+
+
+def optimizer_of(args: argparse.Namespace, storage: str) -> optax.GradientTransformation:
+    """RMSprop; a step whose gradients are not finite on one device is skipped by all."""
+    schedule = optax.cosine_decay_schedule(args.learning_rate, args.steps)
+    # The default keeps the averages of float64 parameters in float64.
+    dtype = None if storage == "float32" else storage
+    return optax.apply_if_finite(
+        rmsprop(schedule, decay=0.99, momentum=0.9, accumulator_dtype=dtype), 5
+    )
+
+
+def initial_params(seed: Any) -> Any:
+    """A network with two hidden layers of 512: 304 000 parameters."""
+    shapes = list(pairwise(SIZES))
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return {
+        f"layer {i}": {
+            "w": jax.random.normal(key, shape) / shape[0] ** 0.5,
+            "b": jnp.zeros(shape[1]),
+        }
+        for i, (key, shape) in enumerate(zip(keys, shapes, strict=True))
+    }
+
+
+def logits_of(params: Any, x: jax.Array) -> jax.Array:
+    """Logits of shape (n, 16)."""
+    *hidden, last = params.values()
+    for layer in hidden:
+        x = jax.nn.relu(x @ layer["w"] + layer["b"])
+    return x @ last["w"] + last["b"]
+
+
+def places_of(layout: str, optimizer: optax.GradientTransformation, mesh: Mesh) -> Places:
+    """Where everything lies in a layout."""
+    params = jax.eval_shape(initial_params, 0)
+    whole = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), params)
+    parts = sharding.spread(params, mesh)
+    of_gradients = whole if layout == "data-parallel" else parts
+    of_params = parts if layout == "fully-sharded" else whole
+    return Places(of_params, sharding.of_state(optimizer, params, of_gradients), of_gradients)
+
+
+def step_of(optimizer: optax.GradientTransformation, places: Places, whole: Any) -> Any:
+    """The compiled training step. What devices exchange follows from where everything lies."""
+
+    def step(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
+        def loss_of(params: Any) -> jax.Array:
+            logits = logits_of(sharding.constrain(params, whole), x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        loss, gradients = jax.value_and_grad(loss_of)(params)
+        gradients = sharding.constrain(gradients, places.gradients)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=(places.params, places.state, None))
+
+
+def train(args: argparse.Namespace) -> Run:
+    """Trains from the newest checkpoint, or from the start."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    optimizer = optimizer_of(args, args.storage)
+    places = places_of(args.layout, optimizer, mesh)
+    whole = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), places.params)
+    step = step_of(optimizer, places, whole)
+    params = jax.jit(initial_params, out_shardings=places.params)(args.seed)
+    state = jax.jit(optimizer.init, out_shardings=places.state)(params)
+
+    data: Any = load_digits()
+    order = np.random.default_rng(args.seed).permutation(len(data.target))
+    images, labels = (data.data[order] / 16).astype(jnp.result_type(float)), data.target[order]
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def batch(number: int) -> list[jax.Array]:
+        # Of the step's number alone, so that a run that goes on sees what the first would have.
+        chosen = np.random.default_rng((args.seed, number)).integers(TRAINING, size=args.batch_size)
+        return [
+            jax.make_array_from_callback(part.shape, rows, lambda index, part=part: part[index])
+            for part in (images[chosen], labels[chosen])
+        ]
+
+    losses = []
+    with Checkpoints(args.checkpoints) as checkpoints:
+        first, tree = checkpoints.restore({"params": params, "state": state})
+        params, state = tree["params"], tree["state"]
+        if first and jax.process_index() == 0:
+            print(f"goes on at step {first}", file=sys.stderr)
+        with tqdm(
+            total=args.steps, initial=first, unit="step", disable=jax.process_index() > 0
+        ) as bar:
+            for number in range(first, args.steps):
+                params, state, loss = step(params, state, *batch(number))
+                losses.append(float(loss))
+                bar.update()
+                bar.set_postfix(loss=f"{losses[-1]:.4f}")
+                if (number + 1) % args.checkpoint_every == 0 or number + 1 == args.steps:
+                    checkpoints.save(number + 1, {"params": params, "state": state})
+
+    params = jax.jit(lambda params: params, out_shardings=whole)(params)
+    guesses = jax.jit(logits_of)(params, images[TRAINING:]).argmax(axis=1)
+    return Run(params, state, first, losses, float(np.mean(guesses == labels[TRAINING:])))
+
+
+def bytes_on_a_device(tree: Any, shardings: Any) -> int:
+    """What each device holds of a tree of arrays or of their shapes."""
+
+    def held(leaf: Any, sharding: NamedSharding) -> int:
+        return int(np.prod(sharding.shard_shape(leaf.shape), dtype=int)) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(held, tree, shardings)))
+
+
+def bytes_held(tree: Any) -> int:
+    """What the first device of this process holds, counted from the arrays' own shards."""
+    shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
+    return sum(s.data.nbytes for s in shards if s.device == jax.local_devices()[0])
+
+
+def draw(args: argparse.Namespace, run: Run) -> None:
+    """Bytes on each device in each layout and storage, and the loss."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    params = jax.eval_shape(initial_params, 0)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 4), layout="constrained", width_ratios=(3, 2)
+    )
+    ticks = []
+    for storage in STORAGES:
+        optimizer = optimizer_of(args, storage)
+        state = jax.eval_shape(optimizer.init, params)
+        for layout in LAYOUTS:
+            places = places_of(layout, optimizer, mesh)
+            row, is_run = len(ticks), (storage, layout) == (args.storage, args.layout)
+            sizes = bytes_on_a_device(params, places.params), bytes_on_a_device(state, places.state)
+            kilobytes = [size / 1000 for size in sizes]
+            style = {"edgecolor": "black", "linewidth": 2.0 if is_run else 0.3}
+            left.barh(row, kilobytes[0], color="#56B4E9", **style)
+            bar = left.barh(row, kilobytes[1], left=kilobytes[0], color="#D55E00", **style)
+            left.bar_label(bar, [f" {kilobytes[1]:,.0f}"])
+            ticks.append(f"{layout}, {storage}" + " (this run)" * is_run)
+    left.set_yticks(range(len(ticks)), ticks)
+    left.invert_yaxis()
+    left.margins(x=0.15)
+    left.set(xlabel="kilobytes", title=f"on each of {mesh.size} devices")
+    left.legend(["parameters", "RMSprop's state (the number)"], loc="lower right")
+    right.plot(np.arange(run.first_step, args.steps) + 1, run.losses, color="#0072B2")
+    right.set(
+        xlabel="step", ylabel="cross-entropy of the batch", yscale="log", title="training loss"
+    )
+    right.set_xlim(0, args.steps)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(args.output, dpi=120)
+    plt.close(figure)
+
+
+def report(args: argparse.Namespace, run: Run, seconds: float) -> None:
+    """The picture and the result line."""
+    draw(args, run)
+    bits = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params))
+    print(
+        f"train_distributed: accuracy {run.accuracy:.1%} on {1797 - TRAINING} held-out digits "
+        f"after {args.steps} steps, parameters {zlib.crc32(bits):08x}; {args.layout}, {args.storage}, "
+        f"{jax.device_count()} devices of {jax.process_count()} processes, "
+        f"{bytes_held(run.state)} bytes of state on each; "
+        f"{jax.devices()[0].device_kind}, {seconds:.0f} s; picture in {args.output}"
+    )
+
+
+def work(args: argparse.Namespace, process: int = 0, address: str | None = None) -> None:
+    """What one process does."""
+    began = time.perf_counter()
+    if address is not None:
+        threading.Thread(target=end_with_parent, daemon=True).start()
+        jax.config.update("jax_num_cpu_devices", args.devices // args.processes)
+        jax.distributed.initialize(address, args.processes, process)
+        print(f"process {process}: pid {os.getpid()}", file=sys.stderr)
+    elif args.cluster:
+        jax.distributed.initialize()
+    else:
+        jax.config.update("jax_num_cpu_devices", args.devices)
+    run = train(args)
+    if jax.process_index() == 0:
+        report(args, run, time.perf_counter() - began)
+
+
+def end_with_parent() -> None:
+    """So that nobody trains on in the folder of a run that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def start(args: argparse.Namespace) -> None:
+    """Starts the processes on this machine; when one fails, stops the others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=work, args=(args, i, address)) for i in range(args.processes)]
+    for process in processes:
+        process.start()
+    running = list(processes)
+    while running and not any(process.exitcode for process in processes):
+        wait([process.sentinel for process in running])
+        running = [process for process in running if process.exitcode is None]
+    failed = [f"process {i} ended with {p.exitcode}" for i, p in enumerate(processes) if p.exitcode]
+    for process in processes:
+        process.kill()
+        process.join()
+    if failed:
+        sys.exit(
+            f"{failed[0]}, and so the others were stopped; the same command goes on from the "
+            "newest checkpoint"
+        )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags, each checked."""
+    parser = flags.parser(__doc__, "train_distributed.png")
+    number = flags.whole_number
+    parser.add_argument("--layout", choices=LAYOUTS, default="zero-1", help="what lies where")
+    parser.add_argument(
+        "--storage", choices=STORAGES, default="float32", help="how averages are kept"
+    )
+    parser.add_argument(
+        "--devices", type=number, default=8, help="how many a CPU pretends to be, in all processes"
+    )
+    parser.add_argument(
+        "--processes", type=number, default=1, help="how many to start on this machine"
+    )
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="this is one of many processes, which a scheduler has started",
+    )
+    parser.add_argument("--steps", type=number, default=200, help="in all")
+    parser.add_argument(
+        "--batch-size", type=number, default=128, help="digits a step, on all devices together"
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=flags.number_below(100),
+        default=5e-4,
+        help="at the start; a cosine takes it to zero",
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=number, default=50, help="steps from one to the next"
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path("train_distributed.checkpoints"),
+        help="the folder of checkpoints, which all processes see; another one begins anew",
+    )
+    args = parser.parse_args()
+    for name, value in (("devices", args.devices), ("batch-size", args.batch_size)):
+        by = args.processes if name == "devices" else args.devices
+        if not args.cluster and value % by:
+            parser.error(f"argument --{name}: must be a multiple of {by}, got {value}")
+    if args.cluster and args.processes > 1:
+        parser.error("argument --processes: on a cluster the scheduler starts the processes")
+    return args
+
+
+def main() -> None:
+    """Trains in this process, or in several that it starts."""
+    args = parse_arguments()
+    if args.processes > 1:
+        start(args)
+    else:
+        work(args)
+
+
+if __name__ == "__main__":
+    main()

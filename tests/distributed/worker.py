@@ -1,0 +1,29 @@
+"""One of two processes: what `layouts` computes, on four devices of each, as a file."""
+
+import pickle
+import sys
+
+import jax
+from layouts import LAYOUTS, OPTIONS, STORAGES, mesh_of, trained, updates_and_state
+
+
+def main(address, process, output):
+    jax.config.update("jax_num_cpu_devices", 4)
+    jax.distributed.initialize(address, num_processes=2, process_id=int(process))
+    assert jax.device_count() == 8
+    assert jax.local_device_count() == 4
+    mesh = mesh_of(8)
+    results = {
+        (layout, dtype): jax.tree.leaves(updates_and_state(mesh, layout, dtype, OPTIONS[1]))
+        for layout in LAYOUTS
+        for dtype in STORAGES
+    }
+    jax.config.update("jax_enable_x64", True)
+    results |= {layout: jax.tree.leaves(trained(mesh, layout)) for layout in LAYOUTS}
+    if jax.process_index() == 0:
+        with open(output, "wb") as file:
+            pickle.dump(results, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,164 @@
+"""What the checkpoints of `examples/checkpoints.py` refuse, and what is taken in its place."""
+
+import re
+import shutil
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import pytest
+from checkpoints import Checkpoints
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from layouts import assert_same_bits, mesh_of
+
+from rmsprop_jax import rmsprop, sharding
+
+LEAF = "params.layer 0.w"
+
+
+@cache
+def tree_of(step, devices=8, dtype="float8_e5m2", rows=16):
+    """Parameters and state, split, with values that the step decides."""
+    mesh = mesh_of(devices)
+    params = {"layer 0": {"w": jnp.full((rows, 8), float(step)), "b": jnp.full(8, step / 3)}}
+    params = jax.device_put(params, sharding.spread(params, mesh))
+    optimizer = rmsprop(1e-3, momentum=0.9, accumulator_dtype=dtype)
+    state = jax.jit(optimizer.init, out_shardings=sharding.of_state(optimizer, params))(params)
+    _, state = jax.jit(optimizer.update)(params, state, params)
+    return {"params": params, "state": state}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    with Checkpoints(folder) as checkpoints:
+        for step in (10, 20, 30):
+            checkpoints.save(step, tree_of(step))
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """Checkpoints of steps 10, 20 and 30, to be spoilt."""
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+def restored(folder, **options):
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore(tree_of(0, **options))
+
+
+@pytest.mark.parametrize("devices", [8, 2, 1])
+def test_restores_to_the_bit_on_any_number_of_devices(devices, folder):
+    like = tree_of(0, devices)
+    with Checkpoints(folder) as checkpoints:
+        step, tree = checkpoints.restore(like)
+    assert step == 30
+    assert jax.tree.structure(tree) == jax.tree.structure(like)
+    jax.tree.map(assert_same_bits, tree, tree_of(30))
+    for leaf, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
+        assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
+
+
+def test_without_a_checkpoint_it_begins(tmp_path):
+    step, tree = restored(tmp_path / "new")
+    assert step == 0
+    jax.tree.map(assert_same_bits, tree, tree_of(0))
+
+
+def test_keeps_the_newest(folder):
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.save(40, tree_of(40))
+        assert checkpoints.manager.all_steps() == [30, 40]
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def remove(file):
+    file.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, empty, remove])
+@pytest.mark.parametrize(
+    ("file", "leaf"),
+    [
+        (f"default/{LEAF}/0.0", LEAF),
+        (f"default/{LEAF}/.zarray", LEAF),
+        ("default/state.0.nu.layer 0.w.codes/3.0", "state.0.nu.layer 0.w.codes"),
+        ("default/state.0.nu.layer 0.b.unit/0", "state.0.nu.layer 0.b.unit"),
+        ("default/_METADATA", "default"),
+        ("seal.json", None),
+    ],
+)
+def test_a_damaged_one_is_refused_and_the_older_one_taken(file, leaf, damage, folder, capsys):
+    damage(folder / "30" / file)
+    step, tree = restored(folder)
+    assert step == 20
+    jax.tree.map(assert_same_bits, tree, tree_of(20))
+    message = capsys.readouterr().err
+    assert message.startswith("checkpoint 30 is refused: ")
+    if leaf is not None:
+        how = "missing" if damage is remove else "damaged"
+        assert f"leaf {leaf}: its file {file.split('/')[-1]} is {how}" in message
+    elif damage is not flip:
+        assert "seal.json is missing or damaged" in message
+
+
+def test_a_refused_one_is_put_aside_and_its_step_can_be_saved_again(folder):
+    flip(folder / "30" / "default" / LEAF / "0.0")
+    with Checkpoints(folder) as checkpoints:
+        step, tree = checkpoints.restore(tree_of(0))
+        checkpoints.save(30, tree)
+    assert step == 20
+    assert restored(folder)[0] == 30
+    assert len(list(folder.glob("refused-30-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": 24}, r"leaf params.layer 0.w is float32\[16, 8\], and must be float32\[24, 8\]"),
+        ({"dtype": "bfloat16"}, r"leaf state.0.nu.layer 0.[bw] is not there, and must be bfloat16"),
+        ({"dtype": None}, r"leaf state.0.nu.layer 0.[bw] is not there, and must be float32"),
+    ],
+)
+def test_of_another_model_or_storage_all_are_refused(options, message, folder, capsys):
+    """Nothing is begun anew in their place, and nothing is put aside."""
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is good"):
+        restored(folder, **options)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"checkpoint {step} is refused" for step in (30, 20, 10)
+    ]
+    assert re.search(f"{message}.*: of another model or storage", lines[0])
+    assert restored(folder)[0] == 30
+
+
+def test_of_another_storage_the_older_good_one_is_taken(tmp_path, capsys):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(10, tree_of(10))
+        checkpoints.save(20, tree_of(20, dtype="bfloat16"))
+    assert restored(tmp_path)[0] == 10
+    assert "checkpoint 20 is refused: leaf state.0.nu.layer 0." in capsys.readouterr().err
+
+
+def test_whole_arrays_too(tmp_path):
+    tree = {"w": jax.device_put(jnp.arange(6.0), NamedSharding(mesh_of(8), P()))}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, tree)
+        step, again = checkpoints.restore(tree)
+    assert step == 1
+    assert_same_bits(again["w"], tree["w"])
