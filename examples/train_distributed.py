@@ -218,9 +218,9 @@ def report(args: argparse.Namespace, run: Run, seconds: float) -> None:
     bits = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params))
     print(
         f"train_distributed: accuracy {run.accuracy:.1%} on {1797 - TRAINING} held-out digits "
-        f"after {args.steps} steps, parameters {zlib.crc32(bits):08x}; {args.layout}, {args.storage}, "
-        f"{jax.device_count()} devices of {jax.process_count()} processes, "
-        f"{bytes_held(run.state)} bytes of state on each; "
+        f"after {args.steps} steps, parameters {zlib.crc32(bits):08x}; "
+        f"{args.layout}, {args.storage}, {jax.device_count()} devices of {jax.process_count()} "
+        f"processes, {bytes_held(run.state)} bytes of state on each; "
         f"{jax.devices()[0].device_kind}, {seconds:.0f} s; picture in {args.output}"
     )
 
@@ -237,6 +237,11 @@ def work(args: argparse.Namespace, process: int = 0, address: str | None = None)
         jax.distributed.initialize()
     else:
         jax.config.update("jax_num_cpu_devices", args.devices)
+    if args.batch_size % jax.device_count():
+        sys.exit(
+            f"--batch-size must be a multiple of the {jax.device_count()} devices, "
+            f"got {args.batch_size}"
+        )
     run = train(args)
     if jax.process_index() == 0:
         report(args, run, time.perf_counter() - began)
@@ -313,10 +318,10 @@ def parse_arguments() -> argparse.Namespace:
         help="the folder of checkpoints, which all processes see; another one begins anew",
     )
     args = parser.parse_args()
-    for name, value in (("devices", args.devices), ("batch-size", args.batch_size)):
-        by = args.processes if name == "devices" else args.devices
-        if not args.cluster and value % by:
-            parser.error(f"argument --{name}: must be a multiple of {by}, got {value}")
+    if args.devices % args.processes:
+        parser.error(
+            f"argument --devices: must be a multiple of {args.processes}, got {args.devices}"
+        )
     if args.cluster and args.processes > 1:
         parser.error("argument --processes: on a cluster the scheduler starts the processes")
     return args

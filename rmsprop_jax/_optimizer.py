@@ -45,8 +45,8 @@ def rmsprop(
     ``accumulator_dtype`` keeps averages in fewer bytes. What is stored is rounded up or down at
     random, so that its mean is right: rounded to nearest, an average in few bits stands still.
     The randomness is a hash of the number of the step, the leaf's path and the element's index,
-    so a run can be repeated to the bit, on any layout of devices. (Inside ``shard_map`` the
-    index is that in the shard.) The average is unbiased, and its root has a spread:
+    so a run can be repeated to the bit, on any layout of devices; inside ``shard_map`` that takes
+    `sharding.local_shards`. The average is unbiased, and its root has a spread:
 
     ================= ===================== ============================================
     accumulator_dtype bytes a parameter     spread of sqrt(v), at decay 0.9, 0.99, 0.999

@@ -1,0 +1,131 @@
+"""Sharded state on slices of a TPU pod, as the TPU compiler makes it. Extra `tpu`.
+
+Compiled ahead of time; nothing is run.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+import slices
+import tpu
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import rmsprop_jax
+from rmsprop_jax import sharding
+
+# Bytes of an average's element.
+STORAGES = {"float32": 4, "bfloat16": 2, "float8_e5m2": 1}
+SLICES = {"v5e:2x4": 8, "v5e:16x16": 256}
+
+axis_types = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+
+
+def test_models_have_the_published_numbers_of_parameters():
+    """TinyLlama's and Llama 2's."""
+    counts = [slices.count(slices.parameters(model)) for model in slices.MODELS.values()]
+    assert counts == [1_100_048_384, 6_738_415_616]
+
+
+@pytest.mark.parametrize("topology", SLICES)
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_state_shrinks_with_the_chips_and_is_not_moved(dtype, topology):
+    """`slices.measure` raises where the program holds something else than the shards."""
+    model = slices.MODELS[1]._replace(layers=1)
+    measured = slices.measure(model, tpu.slice_mesh(topology), dtype)
+
+    params = slices.parameters(model)
+    part = STORAGES[dtype] * slices.count(params) / SLICES[topology]
+    assert part <= measured.state <= 1.01 * part
+    assert measured.state <= measured.padded <= 1.1 * measured.state
+
+    scales = len(jax.tree.leaves(params)) if dtype == "float8_e5m2" else 0
+    assert {c.kind for c in measured.collectives} == ({"all-reduce"} if scales else set())
+    assert [shape for c in measured.collectives for shape in c.shapes] == ["f32[]"] * scales
+
+
+# ZeRO-1: parameters on all chips, the state and the sum of the gradients in parts.
+
+SHAPES = {"w": (512, 1024), "v": (1024, 512)}
+SIZE = sum(map(math.prod, SHAPES.values()))
+BATCH = (256, 512)
+
+
+def compile_zero(axis_type, dtype, constrained=True, in_parts=True):
+    """A training step on eight chips, with an average and a momentum in the state."""
+    mesh = tpu.slice_mesh("v5e:2x4", axis_type=axis_type)
+    params = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in SHAPES.items()}
+    optimizer = rmsprop_jax.rmsprop(1e-3, momentum=0.9, accumulator_dtype=dtype)
+    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), params)
+    parts = sharding.spread(params, mesh)
+    places = sharding.of_state(optimizer, params, parts if in_parts else everywhere)
+
+    def step(params, state, x):
+        def loss(params):
+            return jnp.mean((jnp.tanh(x @ params["w"]) @ params["v"] - x) ** 2)
+
+        gradients = jax.grad(loss)(params)
+        if constrained:
+            gradients = sharding.constrain(gradients, parts)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    arguments = (
+        tpu.placed(params, everywhere),
+        tpu.placed(jax.eval_shape(optimizer.init, params), places),
+        tpu.placed(
+            jax.ShapeDtypeStruct(BATCH, jnp.float32), NamedSharding(mesh, PartitionSpec("data"))
+        ),
+    )
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(everywhere, places))
+        return jitted.lower(*arguments).compile()
+
+
+def shapes(compiled, kind):
+    """Of all collectives of a kind that are no scalars, in order."""
+    found = [shape for c in tpu.collectives(compiled) if c.kind == kind for shape in c.shapes]
+    return sorted(shape for shape in found if shape != "f32[]")
+
+
+# Each parameter once.
+WHOLE = ["f32[1024,512]", "f32[512,1024]"]
+KINDS = {"all-gather", "all-reduce", "reduce-scatter"}
+
+
+@axis_types
+@pytest.mark.parametrize(("dtype", "state_bytes"), [("float32", 4 + 4), ("float8_e5m2", 1 + 2)])
+def test_zero_moves_gradients_and_parameters_and_never_the_state(dtype, state_bytes, axis_type):
+    compiled = compile_zero(axis_type, dtype)
+    assert {c.kind for c in tpu.collectives(compiled)} <= KINDS
+    assert shapes(compiled, "reduce-scatter") == WHOLE
+    # They would be more, were the average or the momentum gathered.
+    assert shapes(compiled, "all-gather") == WHOLE
+    # Nor are they the updates: those have not been added.
+    gathers = [c for c in tpu.collectives(compiled) if c.kind == "all-gather"]
+    assert all(c.source.endswith("/add") for c in gathers)
+    # One byte's scales are scalars.
+    assert shapes(compiled, "all-reduce") == []
+
+    # Parameters, an eighth of the state and of the batch; two scales a leaf of one byte and the
+    # numbers of the step, in 512 bytes each.
+    expected = 4 * SIZE + state_bytes * SIZE / 8 + 4 * math.prod(BATCH) / 8
+    scalars = 6 * 512 if dtype == "float8_e5m2" else 0
+    assert compiled.memory_analysis().argument_size_in_bytes == expected + scalars
+
+
+@axis_types
+def test_the_tests_of_zero_can_fail(axis_type):
+    """A state on all chips is gathered too, and not an eighth."""
+    compiled = compile_zero(axis_type, "float32", in_parts=False)
+    assert shapes(compiled, "all-gather") == sorted(3 * WHOLE)
+    assert compiled.memory_analysis().argument_size_in_bytes > (4 + 8) * SIZE
+
+
+def test_without_constrain_all_gradients_go_to_all_chips():
+    """On an Explicit mesh; on one of Auto axes the compiler sees where they are needed."""
+    compiled = compile_zero(AxisType.Explicit, "float32", constrained=False)
+    assert shapes(compiled, "all-reduce") == WHOLE
+    assert shapes(compiled, "reduce-scatter") == []
