@@ -154,8 +154,9 @@ def test_the_same_bits_on_one_device_and_on_eight(dtype, options, layout, axis_t
     assert_same_updates_and_state(eight, one)
 
 
-@axis_types
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "axis_type"), [*zip(LAYOUTS, [*AXIS_TYPES, AxisType.Explicit], strict=True)], ids=str
+)
 def test_training_is_that_of_one_device(layout, axis_type, x64):
     """Sums run in another order; 200 steps in float64 agree within 1e-9."""
     eight, one = (trained(mesh_of(devices, axis_type), layout) for devices in (8, 1))
@@ -177,19 +178,18 @@ def sharded(update, mesh, params, specs, state_specs, check_vma=True):
     )
 
 
-@axis_types
 @pytest.mark.parametrize("dtype", STORAGES)
 @pytest.mark.parametrize(
-    ("specs", "check_vma"),
+    ("specs", "check_vma", "axis_type"),
     [
-        (P(), True),
-        ({"w": P("a", "b"), "b": P(("b", "a"))}, True),
-        ({"w": P(None, ("b", "a")), "b": P("b")}, True),
-        ({"w": P("a", "b"), "b": P(("b", "a"))}, False),
+        (P(), True, AxisType.Auto),
+        ({"w": P("a", "b"), "b": P(("b", "a"))}, True, AxisType.Explicit),
+        ({"w": P(None, ("b", "a")), "b": P("b")}, True, AxisType.Auto),
+        ({"w": P("a", "b"), "b": P(("b", "a"))}, False, AxisType.Auto),
     ],
     ids=str,
 )
-def test_the_same_bits_inside_shard_map(specs, check_vma, dtype, axis_type):
+def test_the_same_bits_inside_shard_map(specs, check_vma, axis_type, dtype):
     """Of the state and of bfloat16 parameters."""
     optimizer = rmsprop(0.1, accumulator_dtype=dtype, **OPTIONS[1])
     rng = np.random.default_rng(0)
@@ -295,8 +295,11 @@ def test_zero_1_holds_an_eighth(dtype, options):
 # Gradients that are not finite.
 
 
-@axis_types
-@pytest.mark.parametrize(("layout", "bad"), [("ZeRO-1", np.nan), ("fully sharded", np.inf)])
+@pytest.mark.parametrize(
+    ("layout", "bad", "axis_type"),
+    [("ZeRO-1", np.nan, AxisType.Auto), ("fully sharded", np.inf, AxisType.Explicit)],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_all_devices_skip_a_bad_step_together(bad, dtype, layout, axis_type):
     """One device of eight has the bad number in its part; with apply_if_finite none moves."""
