@@ -2,7 +2,8 @@
 
 Orbax writes a checkpoint under another name and renames it, so one that was cut off is not
 taken for one. It keeps no checksums: a bit that has flipped since is read as it is. Here each
-checkpoint has a `seal.json`: the checksum of every file, and shape and dtype of every leaf.
+checkpoint has a `seal.json`: the checksum of every file, and shape and dtype of every leaf. For
+that, one process reads back what was written, at each save and at the start.
 """
 
 import json
@@ -20,15 +21,29 @@ from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_leaves_with_path
 
 SEAL = "seal.json"
+UNFINISHED = f"it was not finished, it has no {SEAL}"
+# In the place of a step.
+NONE, UNFIT = -1, -2
 # At each save Orbax warns that there is nothing to merge, which is so by choice.
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").addFilter(lambda record: "Skipping merge" not in record.getMessage())
+
+
+class UnfitCheckpointsError(ValueError):
+    """There are checkpoints, and none is good."""
 
 
 class Checkpoints:
     """The newest checkpoints in a folder, which all processes must see; used in a ``with``."""
 
-    def __init__(self, folder: Path, keep: int = 3):
+    def __init__(self, folder: Path, settings: dict[str, Any] | None = None, keep: int = 3):
+        if ":/" in str(folder) or keep < 2:
+            raise ValueError(
+                "checkpoints need a folder that is mounted, and keep >= 2, as the newest counts "
+                f"from its seal on; got {folder} and {keep}"
+            )
         self.folder = folder.absolute()
+        # What a run must have in common with the one that it goes on with.
+        self.settings = settings or {}
         self.manager = ocp.CheckpointManager(
             self.folder,
             # A folder for each leaf, so that what is damaged has a name.
@@ -45,60 +60,72 @@ class Checkpoints:
         self.manager.close()
 
     def save(self, step: int, tree: Any) -> None:
-        """Writes a checkpoint, which is one from when it has its seal."""
-        self.manager.save(step, args=ocp.args.PyTreeSave(tree))
+        """Writes a checkpoint, which counts from when it has its seal.
+
+        Raises:
+          ValueError: If there is one of this step or of a later one.
+        """
+        leaves = described(tree)
+        if not self.manager.save(step, args=ocp.args.PyTreeSave(tree)):
+            raise ValueError(f"step must be above {self.manager.latest_step()}, got {step}")
         if jax.process_index() == 0:
             folder = self.folder / str(step)
-            seal = {"leaves": described(tree), "crc32": checksums(folder)}
+            seal = {"settings": self.settings, "leaves": leaves, "crc32": checksums(folder)}
             unfinished = folder / f"{SEAL}.tmp"
             unfinished.write_text(json.dumps(seal))
             unfinished.rename(folder / SEAL)
 
-    def restore(self, like: Any) -> tuple[int, Any]:
+    def restore(self, like: Any) -> tuple[int, Any] | None:
         """The newest good checkpoint: its step, and the tree, placed and typed as ``like``.
 
         One that is not good is refused with a message, put aside, and the one before it is
-        taken. With no checkpoint at all this is step 0 and ``like``.
+        taken. None if there is no checkpoint, or none that was finished.
 
         Raises:
-          ValueError: If there are checkpoints and none is good.
+          UnfitCheckpointsError: If there are checkpoints and none is good.
         """
         # One process looks; all must take the same.
-        found = self._newest_good(described(like)) if jax.process_index() == 0 else 0
+        found = self._newest_good(like) if jax.process_index() == 0 else NONE
         step = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-        if step < 0:
-            raise ValueError(
-                f"no checkpoint in {self.folder} is good, see above; another folder begins anew"
+        if step == UNFIT:
+            raise UnfitCheckpointsError(
+                f"no checkpoint in {self.folder} is good for this run; another folder begins anew"
             )
-        if step == 0:
-            return 0, like
         self.manager.reload()
+        if step == NONE:
+            return None
         placed = ocp.checkpoint_utils.construct_restore_args(like)
         return step, self.manager.restore(
             step, args=ocp.args.PyTreeRestore(like, restore_args=placed)
         )
 
-    def _newest_good(self, leaves: dict[str, str]) -> int:
-        """Its step; 0 if there is no checkpoint, -1 if there is no good one."""
-        refused = []
+    def _newest_good(self, like: Any) -> int:
+        refused: dict[Path, str] = {}
+        good = NONE
         for step in sorted(self.manager.all_steps(), reverse=True):
             folder = self.folder / str(step)
-            reason = reason_to_refuse(folder, leaves)
+            reason = reason_to_refuse(folder, described(like), self.settings)
             if reason is None:
-                for bad in refused:
-                    bad.rename(self.folder / f"refused-{bad.name}-{int(time.time())}")
-                return step
+                good = step
+                break
             print(f"checkpoint {step} is refused: {reason}", file=sys.stderr)
-            refused.append(folder)
-        return -1 if refused else 0
+            refused[folder] = reason
+        if good == NONE and any(reason != UNFINISHED for reason in refused.values()):
+            return UNFIT
+        for folder in refused:
+            folder.rename(self.folder / f"refused-{folder.name}-{int(time.time())}")
+        return good
 
 
 def described(tree: Any) -> dict[str, str]:
     """Dtype and shape of each leaf, by the name of its folder."""
-    return {
-        keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in tree_leaves_with_path(tree)
-    }
+    leaves = {}
+    for path, leaf in tree_leaves_with_path(tree):
+        name = keystr(path, simple=True, separator=".")
+        if name in leaves or not hasattr(leaf, "dtype"):
+            raise ValueError(f"leaf {name} must be an array, and the only one of this name")
+        leaves[name] = f"{leaf.dtype}{list(leaf.shape)}"
+    return leaves
 
 
 def checksums(folder: Path) -> dict[str, int]:
@@ -107,19 +134,27 @@ def checksums(folder: Path) -> dict[str, int]:
     return {str(file.relative_to(folder)): zlib.crc32(file.read_bytes()) for file in files}
 
 
-def reason_to_refuse(folder: Path, expected: dict[str, str]) -> str | None:
+def reason_to_refuse(
+    folder: Path, expected: dict[str, str], settings: dict[str, Any]
+) -> str | None:
     """What is wrong with a checkpoint, with the name of the leaf; None if it is good."""
     try:
         seal = json.loads((folder / SEAL).read_text())
-        leaves, sealed = seal["leaves"], seal["crc32"]
-    except (OSError, ValueError, KeyError):
-        return f"{SEAL} is missing or damaged: it was not finished"
-    for leaf in expected | leaves:
+        leaves, sealed, of_run = seal["leaves"], seal["crc32"], seal["settings"]
+    except FileNotFoundError:
+        return UNFINISHED
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {SEAL} is damaged"
+    # Leaves of another dtype or shape before those that are missing: they say more.
+    for leaf in sorted(expected | leaves, key=lambda leaf: leaf not in expected.keys() & leaves):
         if leaves.get(leaf) != expected.get(leaf):
             return (
                 f"leaf {leaf} is {leaves.get(leaf, 'not there')}, and must be "
                 f"{expected.get(leaf, 'not there')}: of another model or storage"
             )
+    for name in settings:
+        if of_run.get(name) != settings[name]:
+            return f"its run had {name} {of_run.get(name)}, and this one has {settings[name]}"
     found = checksums(folder)
     for file in sealed:
         if found.get(file) != sealed[file]:

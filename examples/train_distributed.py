@@ -10,10 +10,12 @@ from the newest good checkpoint, to the same bits.
 import argparse
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+import traceback
 import zlib
 from itertools import pairwise
 from multiprocessing.connection import wait
@@ -26,7 +28,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from checkpoints import Checkpoints
+from checkpoints import Checkpoints, UnfitCheckpointsError
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from sklearn.datasets import load_digits
 from tqdm import tqdm
@@ -38,6 +40,10 @@ STORAGES = ("float32", "bfloat16", "float8_e5m2")
 # There are ten digits; sixteen outputs can be shared by eight devices.
 SIZES = (64, 512, 512, 16)
 TRAINING = 1280
+# What a run that goes on must have in common with the first; layout and devices may change.
+SETTINGS = ("seed", "steps", "batch_size", "learning_rate")
+
+AGAIN = "the same command goes on from the newest checkpoint, if there is one"
 
 
 class Places(NamedTuple):
@@ -139,8 +145,10 @@ def train(args: argparse.Namespace) -> Run:
         ]
 
     losses = []
-    with Checkpoints(args.checkpoints) as checkpoints:
-        first, tree = checkpoints.restore({"params": params, "state": state})
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    with Checkpoints(args.checkpoints, settings) as checkpoints:
+        tree = {"params": params, "state": state}
+        first, tree = checkpoints.restore(tree) or (0, tree)
         params, state = tree["params"], tree["state"]
         if first and jax.process_index() == 0:
             print(f"goes on at step {first}", file=sys.stderr)
@@ -213,14 +221,17 @@ def draw(args: argparse.Namespace, run: Run) -> None:
 
 
 def report(args: argparse.Namespace, run: Run, seconds: float) -> None:
-    """The picture and the result line."""
-    draw(args, run)
+    """The picture, unless there is nothing new, and the result line."""
+    if run.losses:
+        draw(args, run)
+    else:
+        print("this run was finished before; another folder of checkpoints begins anew")
     bits = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params))
     print(
         f"train_distributed: accuracy {run.accuracy:.1%} on {1797 - TRAINING} held-out digits "
         f"after {args.steps} steps, parameters {zlib.crc32(bits):08x}; "
-        f"{args.layout}, {args.storage}, {jax.device_count()} devices of {jax.process_count()} "
-        f"processes, {bytes_held(run.state)} bytes of state on each; "
+        f"{args.layout}, {args.storage}, {jax.device_count()} devices in all, processes: "
+        f"{jax.process_count()}, {bytes_held(run.state)} bytes of state on each device; "
         f"{jax.devices()[0].device_kind}, {seconds:.0f} s; picture in {args.output}"
     )
 
@@ -229,22 +240,32 @@ def work(args: argparse.Namespace, process: int = 0, address: str | None = None)
     """What one process does."""
     began = time.perf_counter()
     if address is not None:
+        # The process that started this one stops it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=end_with_parent, daemon=True).start()
         jax.config.update("jax_num_cpu_devices", args.devices // args.processes)
         jax.distributed.initialize(address, args.processes, process)
-        print(f"process {process}: pid {os.getpid()}", file=sys.stderr)
+        print(f"process {process}: pid {os.getpid()}\n", end="", file=sys.stderr, flush=True)
     elif args.cluster:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            sys.exit(f"--cluster finds no cluster that JAX knows (Slurm, Open MPI, TPU): {error}")
     else:
         jax.config.update("jax_num_cpu_devices", args.devices)
     if args.batch_size % jax.device_count():
-        sys.exit(
-            f"--batch-size must be a multiple of the {jax.device_count()} devices, "
-            f"got {args.batch_size}"
-        )
-    run = train(args)
-    if jax.process_index() == 0:
-        report(args, run, time.perf_counter() - began)
+        sys.exit(f"--batch-size {args.batch_size} must divide by {jax.device_count()} devices")
+    try:
+        run = train(args)
+        if jax.process_index() == 0:
+            report(args, run, time.perf_counter() - began)
+    except Exception as error:
+        if not isinstance(error, UnfitCheckpointsError):
+            traceback.print_exc()
+        elif jax.process_index() == 0:
+            print(error, file=sys.stderr)
+        # At once: an orderly exit waits for the others, and they for this one's part of a sum.
+        os._exit(1)
 
 
 def end_with_parent() -> None:
@@ -265,17 +286,19 @@ def start(args: argparse.Namespace) -> None:
     for process in processes:
         process.start()
     running = list(processes)
-    while running and not any(process.exitcode for process in processes):
-        wait([process.sentinel for process in running])
-        running = [process for process in running if process.exitcode is None]
-    failed = [f"process {i} ended with {p.exitcode}" for i, p in enumerate(processes) if p.exitcode]
-    for process in processes:
-        process.kill()
-        process.join()
-    if failed:
+    try:
+        while running and not any(process.exitcode for process in processes):
+            wait([process.sentinel for process in running])
+            running = [process for process in running if process.exitcode is None]
+        failed = [(i, p.exitcode) for i, p in enumerate(processes) if p.exitcode]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    for i, code in failed[:1]:
+        end = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
         sys.exit(
-            f"{failed[0]}, and so the others were stopped; the same command goes on from the "
-            "newest checkpoint"
+            f"process {i} {end}, and so the others were stopped{'; ' + AGAIN if code < 0 else ''}"
         )
 
 
@@ -288,7 +311,10 @@ def parse_arguments() -> argparse.Namespace:
         "--storage", choices=STORAGES, default="float32", help="how averages are kept"
     )
     parser.add_argument(
-        "--devices", type=number, default=8, help="how many a CPU pretends to be, in all processes"
+        "--devices",
+        type=number,
+        default=8,
+        help="how many a CPU pretends to be, in all processes together; not with --cluster",
     )
     parser.add_argument(
         "--processes", type=number, default=1, help="how many to start on this machine"
@@ -315,7 +341,7 @@ def parse_arguments() -> argparse.Namespace:
         "--checkpoints",
         type=Path,
         default=Path("train_distributed.checkpoints"),
-        help="the folder of checkpoints, which all processes see; another one begins anew",
+        help="their folder, which all processes see; another layout goes on, another folder begins",
     )
     args = parser.parse_args()
     if args.devices % args.processes:
@@ -330,10 +356,14 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Trains in this process, or in several that it starts."""
     args = parse_arguments()
-    if args.processes > 1:
-        start(args)
-    else:
-        work(args)
+    try:
+        if args.processes > 1:
+            start(args)
+        else:
+            work(args)
+    except KeyboardInterrupt:
+        print(f"\nstopped; {AGAIN}", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

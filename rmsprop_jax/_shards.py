@@ -27,12 +27,14 @@ def local_shards(specs: Any) -> Iterator[None]:
     it keeps the ``specs`` with which it was traced.
 
     Args:
-      specs: The ``in_specs`` of the parameters: a tree of ``PartitionSpec`` like the
-        parameters, or a prefix of it. ``PartitionSpec()`` where each device has them whole.
+      specs: How the gradients and averages that ``update`` sees are split: a tree of
+        ``PartitionSpec`` like the parameters, or a prefix of it; ``PartitionSpec()`` where each
+        device has them whole. With whole parameters whose gradients are scattered (ZeRO-1) these
+        are the specs of the parts.
 
     Raises:
       TypeError: If a leaf of ``specs`` is not a ``PartitionSpec``.
-      ValueError: Later, if there is none for a parameter.
+      ValueError: In the update, if there is none for a leaf, or one that does not fit it.
 
     Example:
       Each device updates its rows of the parameter and of its average.
@@ -71,13 +73,13 @@ def local_shards(specs: Any) -> Iterator[None]:
 
 def mesh_axes(path: Any, ndim: int) -> list[tuple[str, ...]]:
     """The axes of the mesh along which each axis of a leaf is cut that is seen in parts."""
-    by_path = _specs.get()
+    by_path, manual = _specs.get(), jax.sharding.get_abstract_mesh().manual_axes
     if by_path is None:
-        if jax.sharding.get_abstract_mesh().manual_axes:
+        if manual:
             raise ValueError(
-                "inside jax.shard_map it must be known how arrays in few bits are split (the first "
-                f"is at {keystr(path)!r}): with rmsprop_jax.sharding.local_shards(specs), the "
-                "in_specs of the parameters; PartitionSpec() if each device has them whole"
+                "inside jax.shard_map or jax.pmap it must be known how arrays in few bits are "
+                f"split (the first is at {keystr(path)!r}): with sharding.local_shards(specs), the "
+                "specs of gradients and averages; PartitionSpec() if each device has them whole"
             )
         return [()] * ndim
     prefixes = (path[:length] for length in range(len(path), -1, -1))
@@ -85,6 +87,11 @@ def mesh_axes(path: Any, ndim: int) -> list[tuple[str, ...]]:
     if spec is None:
         raise ValueError(f"local_shards has no PartitionSpec for the leaf {keystr(path)!r}")
     names = [(name,) if isinstance(name, str) else tuple(name or ()) for name in spec]
+    if len(names) > ndim or not {name for axis in names for name in axis} <= set(manual):
+        raise ValueError(
+            f"local_shards has {spec} for the leaf {keystr(path)!r}, which has {ndim} axes, inside "
+            f"a shard_map over {manual}"
+        )
     return names + [()] * (ndim - len(names))
 
 

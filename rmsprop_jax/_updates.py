@@ -35,7 +35,8 @@ def apply_updates(
       The new parameters, in the dtypes of ``params``.
 
     Raises:
-      ValueError: If a parameter is in bfloat16 and ``step`` is missing or an array.
+      ValueError: If a parameter is in bfloat16 and ``step`` is missing or an array, or inside
+        ``jax.shard_map`` without `sharding.local_shards`.
       TypeError: If ``step`` is not a whole number.
       AssertionError: From chex, if structures or shapes differ.
 

@@ -4,6 +4,7 @@
 Orbax where to restore to: both take the trees that are made here.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -25,19 +26,21 @@ def of_state(
     """The shardings of a state: averages like their parameter, the rest on all devices.
 
     Args:
-      optimizer: Any Optax transformation, a chain or a wrapper included.
+      optimizer: An Optax transformation, a chain or a wrapper included, that
+        ``optax.tree_map_params`` knows; not ``optax.flatten`` or ``optax.partition`` by a function.
       params: The parameters, or ``jax.ShapeDtypeStruct`` of them.
-      shardings: A tree of ``NamedSharding`` like ``params``; ``None`` means those that ``params``
-        have. `spread` gives those of ZeRO-1.
+      shardings: A tree of ``NamedSharding`` like ``params``, or one for all leaves; ``None`` means
+        those that ``params`` have. `spread` gives those of ZeRO-1.
 
     Returns:
       A tree of ``NamedSharding`` like ``optimizer.init(params)``, for ``out_shardings`` of
-      ``jax.jit`` and for Orbax. What has another shape than its parameter, as the factored
-      averages of Adafactor, is on all devices, and so are the scalars of averages in one byte.
+      ``jax.jit`` and, with shapes in ``jax.ShapeDtypeStruct``, for Orbax. What has another shape
+      than its parameter, as the factored averages of Adafactor, is on all devices, and so are the
+      scalars of averages in one byte.
 
     Raises:
       TypeError: If a sharding is missing or not a ``NamedSharding``.
-      ValueError: If shardings are of several meshes.
+      ValueError: If shardings are of several meshes, or ``params`` has no leaves.
       AssertionError: From chex, if ``shardings`` is not a tree like ``params``.
 
     Example:
@@ -58,6 +61,7 @@ def of_state(
     """
     if shardings is None:
         shardings = tree_map_with_path(_known_sharding, params)
+    shardings = _for_all(shardings, params)
     mesh = _checked_mesh(shardings, params, "params")
     if mesh is None:
         raise ValueError("params has no leaves, and so no mesh")
@@ -101,7 +105,7 @@ def spread(params: optax.Params, mesh: Mesh, axis: str = "data") -> Any:
 
     Warns:
       UserWarning: If no axis of a leaf divides; it names the leaf, which stays whole on each
-        device. Scalars are not mentioned.
+        device. Leaves with fewer elements than there are devices are not mentioned.
 
     Example:
       ZeRO-1 in three lines: where the parameters' parts would lie, the state there, and the
@@ -142,22 +146,23 @@ def spread(params: optax.Params, mesh: Mesh, axis: str = "data") -> Any:
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         shape, given = jnp.shape(leaf), _sharding(leaf)
-        is_cut = isinstance(given, NamedSharding) and given.mesh == mesh
+        is_cut = isinstance(given, NamedSharding) and given.mesh.shape == mesh.shape
         spec: list[Any] = [*given.spec] if is_cut else []
+        memory = given.memory_kind if is_cut else None
         if axis in jax.tree.leaves(spec):
-            return given
+            return NamedSharding(mesh, given.spec, memory_kind=memory)
         spec += [None] * (len(shape) - len(spec))
         free = [i for i, size in enumerate(shape) if spec[i] is None and size % parts == 0]
         if free:
             spec[max(free, key=lambda i: shape[i])] = axis
-        elif shape:
+        elif math.prod(shape) >= parts > 1:
             uncut.append(f"params{keystr(path)} {shape}")
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(mesh, PartitionSpec(*spec), memory_kind=memory)
 
     shardings = tree_map_with_path(place, params)
     if uncut:
         warnings.warn(
-            f"no axis divides by the {parts} devices of {axis!r}, so each holds the whole of "
+            f"no free axis divides by the {parts} devices of {axis!r}, so these are not spread: "
             + ", ".join(uncut),
             stacklevel=2,
         )
@@ -165,24 +170,29 @@ def spread(params: optax.Params, mesh: Mesh, axis: str = "data") -> Any:
 
 
 def constrain(tree: Any, shardings: Any) -> Any:
-    """Says inside ``jit`` where arrays are to be, on meshes of Auto and of Explicit axes.
+    """Says inside ``jit`` where arrays are to be, on a mesh of Auto or of Explicit axes.
 
     Given the gradients of ZeRO-1, it turns their sum on all devices into a sum of which each
     gets its part. No value is changed.
 
     Args:
       tree: A tree of arrays.
-      shardings: A tree of ``NamedSharding`` like it.
+      shardings: A tree of ``NamedSharding`` like it, or one for all leaves.
 
     Returns:
       The arrays, placed. See `spread` for an example.
 
     Raises:
       TypeError: If a sharding is not a ``NamedSharding``.
+      ValueError: If the mesh has Auto and Explicit axes.
       AssertionError: From chex, if ``shardings`` is not a tree like ``tree``.
     """
+    shardings = _for_all(shardings, tree)
     mesh = _checked_mesh(shardings, tree, "tree")
-    explicit = mesh is not None and AxisType.Explicit in mesh.axis_types
+    types = set() if mesh is None else set(mesh.axis_types)
+    if len(types) > 1:
+        raise ValueError(f"shardings must be on a mesh with axes of one type, got {mesh}")
+    explicit = AxisType.Explicit in types
     place = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
     return place(tree, shardings)
 
@@ -191,13 +201,20 @@ def _sharding(leaf: Any) -> Any:
     return getattr(leaf, "sharding", None)
 
 
-def _known_sharding(path: Any, leaf: Any) -> Any:
-    if _sharding(leaf) is None:
+def _known_sharding(path: Any, leaf: Any) -> NamedSharding:
+    given = _sharding(leaf)
+    if not isinstance(given, NamedSharding):
         raise TypeError(
-            f"params{keystr(path)} has no sharding; give shardings, or put the parameters on a "
-            "mesh: jax.device_put(params, jax.NamedSharding(mesh, jax.P()))"
+            f"params{keystr(path)} must be on a mesh, with a NamedSharding, got {given!r}; give "
+            "shardings, or jax.device_put(params, jax.NamedSharding(mesh, jax.P()))"
         )
-    return _sharding(leaf)
+    return given
+
+
+def _for_all(shardings: Any, tree: Any) -> Any:
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda _: shardings, tree)
+    return shardings
 
 
 def _checked_mesh(shardings: Any, tree: Any, like: str) -> Any:

@@ -46,7 +46,7 @@ def placed(optimizer, params, mesh, layout):
     """Parameters and state in a layout, and the shardings of both and of gradients."""
     everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), params)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "no axis divides", UserWarning)
+        warnings.filterwarnings("ignore", "no free axis divides", UserWarning)
         parts = sharding.spread(params, mesh)
     of_params = parts if layout == "fully sharded" else everywhere
     of_gradients = everywhere if layout == "data-parallel" else parts

@@ -96,6 +96,8 @@ def test_abstract_parameters_and_shardings_given():
     params = jax.eval_shape(lambda: {"w": jnp.ones((16, 4)), "b": jnp.ones(8)})
     parts = sharding.spread(params, mesh)
     places = sharding.of_state(rmsprop(1e-3), params, parts)
+    rows = NamedSharding(mesh, P("data"))
+    assert sharding.of_state(rmsprop(1e-3), params, rows)[0].nu == {"w": rows, "b": rows}
     assert places[0].nu == parts == {"w": NamedSharding(mesh, P("data", None)), "b": parts["b"]}
 
 
@@ -117,9 +119,9 @@ def test_spread_cuts_the_largest_axis_that_divides(shape, spec):
 
 
 def test_spread_names_what_stays_whole():
-    params = {"w": jnp.ones((8, 8)), "head": {"b": jnp.ones(10), "scale": jnp.ones(())}}
+    params = {"w": jnp.ones((8, 8)), "head": {"b": jnp.ones(10), "small": jnp.ones(1)}}
     expected = re.escape(
-        "no axis divides by the 8 devices of 'data', so each holds the whole of "
+        "no free axis divides by the 8 devices of 'data', so these are not spread: "
         "params['head']['b'] (10,)"
     )
     with pytest.warns(UserWarning, match=f"{expected}$"):
@@ -252,6 +254,9 @@ def test_shard_map_without_local_shards_is_refused():
         compiled(dtype, P("data"))
         with pytest.raises(ValueError, match="no PartitionSpec for the leaf ''"):
             compiled(dtype, {"w": P("data")})
+        for misfit in (P("model"), P("data", None, None)):
+            with pytest.raises(ValueError, match="for the leaf '', which has 2 axes, inside"):
+                compiled(dtype, misfit)
 
 
 # ZeRO-1.
@@ -344,9 +349,9 @@ def whole_on(mesh):
         (lambda: sharding.spread(PARAMS, mesh_of(8), "model"), ValueError,
          r"axis must be one of the mesh's, \('data',\), got 'model'"),
         (lambda: sharding.of_state(rmsprop(1e-3), PARAMS), TypeError,
-         r"params\['w'\] has no sharding"),
+         r"params\['w'\] must be on a mesh, with a NamedSharding, got None"),
         (lambda: sharding.of_state(rmsprop(1e-3), jax.tree.map(jnp.asarray, PARAMS)), TypeError,
-         r"shardings\['w'\] must be a NamedSharding, got SingleDeviceSharding"),
+         r"params\['w'\] must be on a mesh, with a NamedSharding, got SingleDeviceSharding"),
         (lambda: sharding.of_state(rmsprop(1e-3), PARAMS, {"w": P("data")}), TypeError,
          r"shardings\['w'\] must be a NamedSharding, got (P|PartitionSpec)\('data',?\)"),
         (lambda: sharding.of_state(rmsprop(1e-3), PARAMS, {"v": NamedSharding(mesh_of(8), P())}),
@@ -357,6 +362,9 @@ def whole_on(mesh):
          r"shardings\['w'\] must be on the mesh of the others"),
         (lambda: sharding.of_state(rmsprop(1e-3), {}), ValueError, "params has no leaves"),
         (lambda: sharding.constrain(PARAMS, {"w": None}), AssertionError, r"\['w'\]"),
+        (lambda: sharding.constrain(PARAMS, NamedSharding(jax.make_mesh(
+            (4, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Explicit)), P())),
+         ValueError, "shardings must be on a mesh with axes of one type"),
         (lambda: sharding.local_shards({"w": "data"}).__enter__(), TypeError,
          r"specs\['w'\] must be a PartitionSpec, got 'data'"),
     ],

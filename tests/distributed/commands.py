@@ -1,0 +1,75 @@
+"""Runs of the example as processes of their own."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["--steps", "30", "--checkpoint-every", "10", "--storage", "float8_e5m2"]
+STARTED = []
+ONE, TWO = ["--devices", "8"], ["--devices", "4", "--processes", "2"]
+
+
+def command(folder, *flags):
+    script = ROOT / "examples" / "train_distributed.py"
+    paths = ["--checkpoints", folder / "checkpoints", "--output", folder / "picture.png"]
+    # fmt: off
+    return [sys.executable, "-W", "error", script, *FLAGS, *paths, *flags]
+    # fmt: on
+
+
+def environment(**more):
+    # Eight devices are asked for by a flag; the tests' own variable would be in its way.
+    rest = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return rest | {"MPLBACKEND": "agg"} | more
+
+
+def finished(folder, *flags, **more):
+    """What a run that is left alone prints: the result, and the messages."""
+    folder.mkdir(exist_ok=True)
+    run = subprocess.run(
+        command(folder, *flags),
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout, run.stderr
+
+
+def bits(result):
+    """The checksum of the parameters in a result line."""
+    return re.search(r"parameters ([0-9a-f]{8})", result).group(1)
+
+
+def begun(folder, *flags, **more):
+    """A run in the background, in a session of its own, and where its messages go."""
+    folder.mkdir(exist_ok=True)
+    messages = folder / "messages"
+    with open(messages, "w") as file:
+        run = subprocess.Popen(
+            command(folder, *flags),
+            env=environment(**more),
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            start_new_session=True,
+        )
+    STARTED.append(run)
+    return run, messages
+
+
+def wait_for(condition, run):
+    """As soon as the condition holds; the run must not end before."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert run.poll() is None, "the run ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+def sealed(folder, step):
+    return (folder / "checkpoints" / str(step) / "seal.json").exists()

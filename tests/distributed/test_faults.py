@@ -1,0 +1,83 @@
+"""Runs that are killed, or whose checkpoints are spoilt, and go on."""
+
+import re
+import shutil
+import signal
+import subprocess
+
+import pytest
+from commands import ONE, begun, bits, command, environment, finished, sealed, wait_for
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    """The result of a run on one process, and its folder."""
+    folder = tmp_path_factory.mktemp("one")
+    return finished(folder, *ONE)[0], folder
+
+
+def test_killed_in_training(never_killed, tmp_path):
+    run, _ = begun(tmp_path, *ONE)
+    wait_for(lambda: sealed(tmp_path, 10), run)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    assert not sealed(tmp_path, 30)
+    result, messages = finished(tmp_path, *ONE)
+    assert re.search("goes on at step [12]0", messages)
+    assert bits(result) == bits(never_killed[0])
+
+
+def test_killed_in_writing(never_killed, tmp_path):
+    """Killed when a checkpoint is half there; it is tried again if it was whole by then."""
+
+    def half():
+        folders = (tmp_path / "checkpoints").glob("[123]0*")
+        return [f.name for f in folders if not (f / "seal.json").exists()]
+
+    for _ in range(5):
+        run, _ = begun(tmp_path, *ONE)
+        wait_for(half, run)
+        run.kill()
+        run.wait()
+        if half():
+            break
+    left = half()
+    assert left, "no run was killed in writing"
+    result, messages = finished(tmp_path, *ONE)
+    assert bits(result) == bits(never_killed[0])
+    assert not half()
+    whole = [name for name in left if name.isdecimal()]
+    assert all(f"checkpoint {name} is refused: seal.json" in messages for name in whole)
+
+
+def test_a_truncated_checkpoint_is_refused_and_the_older_taken(never_killed, tmp_path):
+    result, folder = never_killed
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    file = max((tmp_path / "checkpoints/30/default/params.layer 1.w").iterdir())
+    file.write_bytes(file.read_bytes()[:100])
+    again, messages = finished(tmp_path, *ONE)
+    assert "checkpoint 30 is refused: leaf params.layer 1.w" in messages
+    assert "goes on at step 20" in messages
+    assert bits(again) == bits(result)
+
+
+def test_of_another_storage_is_refused(never_killed, tmp_path):
+    shutil.copytree(never_killed[1] / "checkpoints", tmp_path / "checkpoints")
+    run = subprocess.run(
+        command(tmp_path, *ONE, "--storage", "float32"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert "no checkpoint in" in run.stderr.splitlines()[-1]
+    assert re.search(r"leaf state\..* is bfloat16.*, and must be float32", run.stderr)
+
+
+def test_result_says_what_each_device_holds(never_killed):
+    """304 000 parameters: an eighth of a byte for v and two for momentum, and scalars."""
+    held = int(re.search(r"(\d+) bytes of state on each", never_killed[0]).group(1))
+    size = 64 * 512 + 512 + 512 * 512 + 512 + 512 * 16 + 16
+    assert 3 * size / 8 <= held <= 1.01 * 3 * size / 8
