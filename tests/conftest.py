@@ -16,7 +16,7 @@ hypothesis.settings.register_profile(
 )
 # For the second and third environment of a run.
 hypothesis.settings.register_profile(
-    "few", hypothesis.settings.get_profile("default"), max_examples=15
+    "few", hypothesis.settings.get_profile("default"), max_examples=5
 )
 hypothesis.settings.load_profile("default")
 
