@@ -224,15 +224,17 @@ def report(args: argparse.Namespace, run: Run, seconds: float) -> None:
     """The picture, unless there is nothing new, and the result line."""
     if run.losses:
         draw(args, run)
+        picture = f"picture in {args.output}"
     else:
         print("this run was finished before; another folder of checkpoints begins anew")
+        picture = "no new picture"
     bits = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params))
     print(
         f"train_distributed: accuracy {run.accuracy:.1%} on {1797 - TRAINING} held-out digits "
         f"after {args.steps} steps, parameters {zlib.crc32(bits):08x}; "
         f"{args.layout}, {args.storage}, {jax.device_count()} devices in all, processes: "
         f"{jax.process_count()}, {bytes_held(run.state)} bytes of state on each device; "
-        f"{jax.devices()[0].device_kind}, {seconds:.0f} s; picture in {args.output}"
+        f"{jax.devices()[0].device_kind}, {seconds:.0f} s; {picture}"
     )
 
 
@@ -254,7 +256,10 @@ def work(args: argparse.Namespace, process: int = 0, address: str | None = None)
     else:
         jax.config.update("jax_num_cpu_devices", args.devices)
     if args.batch_size % jax.device_count():
-        sys.exit(f"--batch-size {args.batch_size} must divide by {jax.device_count()} devices")
+        sys.exit(
+            f"argument --batch-size: must be a multiple of the {jax.device_count()} devices, "
+            f"got {args.batch_size}"
+        )
     try:
         run = train(args)
         if jax.process_index() == 0:

@@ -76,6 +76,15 @@ def test_of_another_storage_is_refused(never_killed, tmp_path):
     assert re.search(r"leaf state\..* is bfloat16.*, and must be float32", run.stderr)
 
 
+def test_a_finished_run_is_left_as_it_is(never_killed, tmp_path):
+    """Its picture, too: there is no loss to draw any more."""
+    shutil.copytree(never_killed[1] / "checkpoints", tmp_path / "checkpoints")
+    again, _ = finished(tmp_path, *ONE)
+    assert again.startswith("this run was finished before")
+    assert bits(again) == bits(never_killed[0])
+    assert not (tmp_path / "picture.png").exists()
+
+
 def test_result_says_what_each_device_holds(never_killed):
     """304 000 parameters: an eighth of a byte for v and two for momentum, and scalars."""
     held = int(re.search(r"(\d+) bytes of state on each", never_killed[0]).group(1))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import quickstart
 import resume_from_torch
+import train_distributed
 import wgan
 
 
@@ -62,7 +63,7 @@ def test_steps_that_do_not_divide_are_refused(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "example",
-    [char_rnn, dialects, dqn_cartpole, quickstart, resume_from_torch, wgan],
+    [char_rnn, dialects, dqn_cartpole, quickstart, resume_from_torch, train_distributed, wgan],
     ids=lambda module: module.__name__,
 )
 def test_help_has_every_default(example, monkeypatch, capsys):
@@ -71,3 +72,18 @@ def test_help_has_every_default(example, monkeypatch, capsys):
         example.parse_arguments()
     text = capsys.readouterr().out
     assert text.count("(default:") == len(re.findall(r"^  --", text, re.MULTILINE)) >= 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--devices", "3", "--processes", "2"], "--devices: must be a multiple of 2, got 3"),
+        (["--batch-size", "100"], "--batch-size: must be a multiple of 8, got 100"),
+        (["--cluster", "--processes", "2"], "--processes: on a cluster the scheduler starts"),
+    ],
+)
+def test_distributed_flags_that_do_not_fit_are_refused(flags, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train_distributed.py", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        train_distributed.parse_arguments()
+    assert message in capsys.readouterr().err
