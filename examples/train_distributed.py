@@ -245,6 +245,8 @@ def work(args: argparse.Namespace, process: int = 0, address: str | None = None)
         # The process that started this one stops it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=end_with_parent, daemon=True).start()
+        # Each would else take all GPUs of this machine.
+        jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", args.devices // args.processes)
         jax.distributed.initialize(address, args.processes, process)
         print(f"process {process}: pid {os.getpid()}\n", end="", file=sys.stderr, flush=True)
@@ -322,7 +324,7 @@ def parse_arguments() -> argparse.Namespace:
         help="how many a CPU pretends to be, in all processes together; not with --cluster",
     )
     parser.add_argument(
-        "--processes", type=number, default=1, help="how many to start on this machine"
+        "--processes", type=number, default=1, help="how many to start on this machine, on its CPU"
     )
     parser.add_argument(
         "--cluster",

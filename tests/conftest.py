@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 
 hypothesis.settings.register_profile(
-    "default", deadline=None, derandomize=True, max_examples=40, print_blob=True
+    "default", deadline=None, derandomize=True, max_examples=25, print_blob=True
 )
 # For the second and third environment of a run.
 hypothesis.settings.register_profile(

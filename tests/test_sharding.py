@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layouts import (
@@ -27,8 +28,6 @@ from layouts import (
 from rmsprop_jax import apply_updates, rmsprop, scale_by_rms, sharding
 
 AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
-
-axis_types = pytest.mark.parametrize("axis_type", AXIS_TYPES, ids=lambda t: t.name)
 
 
 def mesh_of_two_axes(axis_type=AxisType.Auto):
@@ -61,8 +60,15 @@ OPTIMIZERS = {
 }
 
 
-@axis_types
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "axis_type"),
+    [
+        *[(name, AxisType.Auto) for name in OPTIMIZERS],
+        ("one byte", AxisType.Explicit),
+        ("masked", AxisType.Explicit),
+    ],
+    ids=str,
+)
 def test_averages_lie_where_their_parameter_does(name, axis_type):
     """And all else on every device; a compiled step leaves it there."""
     optimizer, mesh = OPTIMIZERS[name], mesh_of_two_axes(axis_type)
@@ -86,8 +92,7 @@ def test_averages_lie_where_their_parameter_does(name, axis_type):
     with jax.set_mesh(mesh):
         state = jax.jit(optimizer.init, out_shardings=places)(params)
         step = jax.jit(optimizer.update, out_shardings=(None, places))
-        if name != "adafactor" or axis_type == AxisType.Auto:  # it reduces without saying where to
-            _, state = step(params, state, params)
+        _, state = step(params, state, params)
     assert_placed(state, places)
 
 
@@ -99,6 +104,17 @@ def test_abstract_parameters_and_shardings_given():
     rows = NamedSharding(mesh, P("data"))
     assert sharding.of_state(rmsprop(1e-3), params, rows)[0].nu == {"w": rows, "b": rows}
     assert places[0].nu == parts == {"w": NamedSharding(mesh, P("data", None)), "b": parts["b"]}
+
+
+def test_flax_state():
+    mesh, optimizer = mesh_of(8), rmsprop(1e-3, momentum=0.9, accumulator_dtype="float8_e5m2")
+    params = nnx.state(nnx.Linear(16, 8, rngs=nnx.Rngs(0)), nnx.Param)
+    parts = sharding.spread(params, mesh)
+    places = sharding.of_state(optimizer, params, parts)
+    state = jax.jit(optimizer.init, out_shardings=places)(params)
+    _, state = jax.jit(optimizer.update, out_shardings=(parts, places))(params, state, params)
+    assert_placed(state, places)
+    assert len(state[0].nu["kernel"].get_value().codes.addressable_shards[0].data) == 2
 
 
 @pytest.mark.parametrize(
@@ -144,9 +160,14 @@ def test_spread_leaves_other_axes_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("options", "axis_type"), [*zip(OPTIONS, AXIS_TYPES, strict=True)], ids=str
+    ("layout", "options", "axis_type"),
+    [
+        ("data-parallel", OPTIONS[0], AxisType.Auto),
+        ("ZeRO-1", OPTIONS[1], AxisType.Auto),
+        ("fully sharded", OPTIONS[1], AxisType.Explicit),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_the_same_bits_on_one_device_and_on_eight(dtype, options, layout, axis_type):
     """On the same gradients: each bit of the state, and updates within 2 ulp."""
@@ -180,14 +201,13 @@ def sharded(update, mesh, params, specs, state_specs, check_vma=True):
     )
 
 
-@pytest.mark.parametrize("dtype", STORAGES)
+@pytest.mark.parametrize("dtype", STORAGES[1:])
 @pytest.mark.parametrize(
     ("specs", "check_vma", "axis_type"),
     [
         (P(), True, AxisType.Auto),
         ({"w": P("a", "b"), "b": P(("b", "a"))}, True, AxisType.Explicit),
-        ({"w": P(None, ("b", "a")), "b": P("b")}, True, AxisType.Auto),
-        ({"w": P("a", "b"), "b": P(("b", "a"))}, False, AxisType.Auto),
+        ({"w": P(None, ("b", "a")), "b": P("b")}, False, AxisType.Auto),
     ],
     ids=str,
 )
@@ -263,10 +283,9 @@ def test_shard_map_without_local_shards_is_refused():
 
 
 @pytest.mark.parametrize("dtype", STORAGES)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_zero_1_holds_an_eighth(dtype, options):
+def test_zero_1_holds_an_eighth(dtype):
     """Of the state, on each of eight devices: by what they hold, and by the compiled program."""
-    optimizer = rmsprop(0.1, accumulator_dtype=dtype, **options)
+    optimizer = rmsprop(0.1, accumulator_dtype=dtype, **OPTIONS[1])
     mesh = mesh_of(8)
     everywhere = NamedSharding(mesh, P())
     params = jax.device_put({"w": jnp.ones((512, 128)), "b": jnp.ones(512)}, everywhere)
@@ -301,11 +320,15 @@ def test_zero_1_holds_an_eighth(dtype, options):
 
 
 @pytest.mark.parametrize(
-    ("layout", "bad", "axis_type"),
-    [("ZeRO-1", np.nan, AxisType.Auto), ("fully sharded", np.inf, AxisType.Explicit)],
+    ("layout", "bad", "axis_type", "dtype"),
+    [
+        ("ZeRO-1", np.nan, AxisType.Auto, None),
+        ("ZeRO-1", np.inf, AxisType.Explicit, "float8_e5m2"),
+        ("fully sharded", np.nan, AxisType.Explicit, "bfloat16"),
+        ("fully sharded", np.inf, AxisType.Auto, "float8_e5m2"),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", STORAGES)
 def test_all_devices_skip_a_bad_step_together(bad, dtype, layout, axis_type):
     """One device of eight has the bad number in its part; with apply_if_finite none moves."""
     optimizer = optax.apply_if_finite(rmsprop(0.1, momentum=0.9, accumulator_dtype=dtype), 3)
