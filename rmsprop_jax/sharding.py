@@ -1,7 +1,7 @@
 """Where the state lives on a mesh: from where the parameters live, or spread by ZeRO-1.
 
 `jit` does the rest. It wants to know where its results are to lie (``out_shardings``), and
-Orbax where to restore to: both take the trees that are made here.
+Orbax, with the shapes, where to restore to.
 """
 
 import math

@@ -11,7 +11,7 @@ import pytest
 from checkpoints import Checkpoints, UnfitCheckpointsError
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from layouts import assert_same_bits, mesh_of
+from layouts import assert_placed, assert_same_bits, mesh_of
 
 from rmsprop_jax import rmsprop, sharding
 
@@ -58,8 +58,24 @@ def test_restores_to_the_bit_on_any_number_of_devices(devices, folder):
     assert step == 30
     assert jax.tree.structure(tree) == jax.tree.structure(like)
     jax.tree.map(assert_same_bits, tree, tree_of(30))
-    for leaf, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
-        assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
+    assert_placed(tree, jax.tree.map(lambda leaf: leaf.sharding, like))
+
+
+def test_restores_what_is_given_by_shape_and_place(folder):
+    """As README says it: where there is no state yet to look like."""
+    expected = tree_of(30)
+    optimizer = rmsprop(1e-3, momentum=0.9, accumulator_dtype="float8_e5m2")
+    weights = expected["params"]
+    places = sharding.of_state(optimizer, weights)
+    abstract = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        jax.eval_shape(optimizer.init, weights),
+        places,
+    )
+    with Checkpoints(folder) as checkpoints:
+        _, tree = checkpoints.restore({"params": weights, "state": abstract})
+    jax.tree.map(assert_same_bits, tree, expected)
+    assert_placed(tree["state"], places)
 
 
 def test_without_a_checkpoint_it_begins(tmp_path):

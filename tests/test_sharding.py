@@ -55,7 +55,7 @@ OPTIMIZERS = {
     "inject_hyperparams": optax.inject_hyperparams(rmsprop, static_args="weight_decay")(1e-3),
     "apply_if_finite": optax.apply_if_finite(rmsprop(1e-3, momentum=0.9), 5),
     "schedule_free": optax.contrib.schedule_free(rmsprop(1e-3), 1e-3),
-    "lookahead's inner": optax.ema(0.9),
+    "ema": optax.ema(0.9),
     "adafactor": optax.adafactor(1e-3, min_dim_size_to_factor=4),
 }
 
