@@ -27,18 +27,30 @@ def environment(**more):
     return rest | {"MPLBACKEND": "agg"} | more
 
 
-def finished(folder, *flags, **more):
-    """What a run that is left alone prints: the result, and the messages."""
+def ended(folder, *flags, **more):
     folder.mkdir(exist_ok=True)
-    run = subprocess.run(
+    return subprocess.run(
         command(folder, *flags),
         env=environment(**more),
         capture_output=True,
         text=True,
         timeout=200,
     )
+
+
+def finished(folder, *flags, **more):
+    """What a run that is left alone prints: the result, and the messages."""
+    run = ended(folder, *flags, **more)
     assert run.returncode == 0, run.stderr
     return run.stdout, run.stderr
+
+
+def refused(folder, *flags):
+    """The messages of a run that says in words why it does not begin."""
+    run = ended(folder, *flags)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    return run.stderr
 
 
 def bits(result):

@@ -3,10 +3,9 @@
 import re
 import shutil
 import signal
-import subprocess
 
 import pytest
-from commands import ONE, begun, bits, command, environment, finished, sealed, wait_for
+from commands import ONE, begun, bits, finished, refused, sealed, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +62,14 @@ def test_a_truncated_checkpoint_is_refused_and_the_older_taken(never_killed, tmp
 
 def test_of_another_storage_is_refused(never_killed, tmp_path):
     shutil.copytree(never_killed[1] / "checkpoints", tmp_path / "checkpoints")
-    run = subprocess.run(
-        command(tmp_path, *ONE, "--storage", "float32"),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr
-    assert "no checkpoint in" in run.stderr.splitlines()[-1]
-    assert re.search(r"leaf state\..* is bfloat16.*, and must be float32", run.stderr)
+    messages = refused(tmp_path, *ONE, "--storage", "float32")
+    assert "no checkpoint in" in messages.splitlines()[-1]
+    assert re.search(r"leaf state\..* is bfloat16.*, and must be float32", messages)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):
+    messages = refused(tmp_path, *ONE, "--batch-size", "100")
+    assert "argument --batch-size: must be a multiple of the 8 devices, got 100" in messages
 
 
 def test_a_finished_run_is_left_as_it_is(never_killed, tmp_path):

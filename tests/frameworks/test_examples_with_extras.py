@@ -78,7 +78,6 @@ def test_help_has_every_default(example, monkeypatch, capsys):
     ("flags", "message"),
     [
         (["--devices", "3", "--processes", "2"], "--devices: must be a multiple of 2, got 3"),
-        (["--batch-size", "100"], "--batch-size: must be a multiple of 8, got 100"),
         (["--cluster", "--processes", "2"], "--processes: on a cluster the scheduler starts"),
     ],
 )
