@@ -282,6 +282,7 @@ def test_meta_gradients_are_finite_where_a_gradient_is_zero(
         eps += 0.1  # the first step is g / sqrt(eps)
     target = jnp.array([1.0, 0.0, -2.0])
 
+    @jax.jit
     def final_loss(rate, decay, params):
         optimizer = rmsprop(
             rate, decay, eps, eps_in_sqrt=eps_in_sqrt, centered=centered, momentum=0.5,
@@ -302,9 +303,9 @@ def test_meta_gradients_are_finite_where_a_gradient_is_zero(
         return (carry[0] ** 2).sum()
 
     args = (0.1, 0.9, jnp.array([1.0, 2.0, 3.0]))
-    gradients = jax.grad(final_loss, argnums=(0, 1, 2))(*args)
+    gradients = jax.jit(jax.grad(final_loss, argnums=(0, 1, 2)))(*args)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
-    second = jax.hessian(final_loss, argnums=(0, 1))(*args)
+    second = jax.jit(jax.hessian(final_loss, argnums=(0, 1)))(*args)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(second))
     for i, h in ((0, 1e-2), (1, 1e-3)):
         above, below = list(args), list(args)

@@ -41,10 +41,12 @@ def keras_path(options, gradients, params, schedule=False):
         rate = options.pop("learning_rate")
         options["learning_rate"] = keras.optimizers.schedules.ExponentialDecay(rate, 1, RATE_DECAY)
     optimizer = keras.optimizers.RMSprop(**options)
+    optimizer.build(list(weights.values()))
+    # Compiled, as `fit` runs it.
+    apply = tf.function(optimizer.apply)
     taken = {k: [] for k in params}
     for t in range(len(gradients["w"])):
-        g = [keras.ops.convert_to_tensor(gradients[k][t].astype(dtype)) for k in weights]
-        optimizer.apply(g, list(weights.values()))
+        apply([keras.ops.convert_to_tensor(gradients[k][t].astype(dtype)) for k in weights])
         for k, w in weights.items():
             taken[k].append(keras.ops.convert_to_numpy(w).copy())
     return {k: np.stack(v) for k, v in taken.items()}
