@@ -7,7 +7,6 @@ round. 1.00 is the floor; 0.50 takes twice as long. torch and bitsandbytes are l
 they are not installed. It runs on a CPU too, to see that it runs: `--log2-size 20`.
 """
 
-import argparse
 import gc
 import os
 import statistics
@@ -21,7 +20,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import optax
 from others import bitsandbytes, torch, versions
-from step import copy, jax_step, measure
+from step import copy, jax_step, measure, parse_arguments
 from tqdm import tqdm
 
 import rmsprop_jax
@@ -90,25 +89,7 @@ def row(name: str, leaves: int, size: int, rounds: int) -> list[str]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--log2-size", type=int, default=28, choices=range(10, 31), metavar="10..30",
-        help="parameters in all, as a power of two",
-    )  # fmt: skip
-    parser.add_argument(
-        "--rounds", type=int, default=20, choices=range(1, 1001), metavar="1..1000",
-        help="measurements of each",
-    )  # fmt: skip
-    parser.add_argument(
-        "--leaves", type=int, nargs="+", default=[1, 400], metavar="N",
-        help="into how many leaves the parameters are split",
-    )  # fmt: skip
-    args = parser.parse_args()
-    if not all(1 <= leaves <= 2**args.log2_size for leaves in args.leaves):
-        parser.error("--leaves must be at least 1 and leave each a parameter")
-
+    args = parse_arguments(__doc__, log2_size=28, rounds=20, leaves=[1, 400])
     rows = []
     for leaves in args.leaves:
         for name in tqdm(methods(), unit="method", desc=f"{leaves} leaves"):

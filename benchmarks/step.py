@@ -160,24 +160,37 @@ def compile_ratio(leaves: int, accumulator_dtype: str) -> float:
     return median_ratio(times["narrow"], times["float32"])
 
 
-def main() -> None:
-    """Prints the table."""
+def parse_arguments(
+    description: str | None, log2_size: int, rounds: int, leaves: list[int]
+) -> argparse.Namespace:
+    """How much is measured, with these defaults."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--log2-size", type=int, default=24, choices=range(10, 31), metavar="10..30",
+        "--log2-size", type=int, default=log2_size, choices=range(10, 31), metavar="10..30",
         help="parameters in all, as a power of two",
     )  # fmt: skip
     parser.add_argument(
-        "--rounds", type=int, default=15, choices=range(1, 1001), metavar="1..1000",
+        "--rounds", type=int, default=rounds, choices=range(1, 1001), metavar="1..1000",
         help="measurements of each",
     )  # fmt: skip
+    parser.add_argument(
+        "--leaves", type=int, nargs="+", default=leaves, metavar="N",
+        help="into how many leaves the parameters are split",
+    )  # fmt: skip
     args = parser.parse_args()
+    if not all(1 <= leaves <= 2**args.log2_size for leaves in args.leaves):
+        parser.error("--leaves must be at least 1 and leave each a parameter")
+    return args
 
+
+def main() -> None:
+    """Prints the table."""
+    args = parse_arguments(__doc__, log2_size=24, rounds=15, leaves=[1, 200])
     size = 2**args.log2_size
     cases = [
-        (name, leaves, size // leaves, args.rounds) for leaves in (1, 200) for name in VARIANTS
+        (name, leaves, size // leaves, args.rounds) for leaves in args.leaves for name in VARIANTS
     ]
     rows = [compare(*case) for case in tqdm(cases, unit="variant")]
 
@@ -187,9 +200,11 @@ def main() -> None:
     for row in [header, ["---"] * len(header), *rows]:
         cells = [f"{cell:>{width}}" for cell, width in zip(row, (18, 6, 5, 5, 5), strict=True)]
         print("| " + " | ".join(cells) + " |")
-    print(f"\ntracing 200 leaves, over Optax: {trace_ratio(200, min(args.rounds, 5)):.1f}")
+    most = max(args.leaves)
+    print(f"\ntracing {most} leaves, over Optax: {trace_ratio(most, min(args.rounds, 5)):.1f}")
+    few = min(most, 50)
     for dtype in ("bfloat16", "float8_e5m2"):
-        print(f"compiling 50 leaves in {dtype}, over float32: {compile_ratio(50, dtype):.1f}")
+        print(f"compiling {few} leaves in {dtype}, over float32: {compile_ratio(few, dtype):.1f}")
 
 
 if __name__ == "__main__":
