@@ -28,6 +28,7 @@ def environment(**more):
 
 
 def ended(folder, *flags, **more):
+    """A run that is left alone, when it is over."""
     folder.mkdir(exist_ok=True)
     return subprocess.run(
         command(folder, *flags),
@@ -39,7 +40,7 @@ def ended(folder, *flags, **more):
 
 
 def finished(folder, *flags, **more):
-    """What a run that is left alone prints: the result, and the messages."""
+    """What a run prints that goes well: the result, and the messages."""
     run = ended(folder, *flags, **more)
     assert run.returncode == 0, run.stderr
     return run.stdout, run.stderr
