@@ -1,17 +1,13 @@
 """RMSprop for JAX, as Optax gradient transformations."""
 
 from rmsprop_jax import dialects, interop, sharding
+from rmsprop_jax._apply_updates import apply_updates
 from rmsprop_jax._optimizer import rmsprop
-from rmsprop_jax._transform import (
-    ScaleByRmsState,
-    ScaleByStddevState,
-    scale_by_rms,
-    scale_by_stddev,
-)
-from rmsprop_jax._updates import apply_updates
+from rmsprop_jax._scale_by import scale_by_rms, scale_by_stddev
+from rmsprop_jax._transform import LowPrecisionTraceState, ScaleByStddevState
 
 __all__ = [
-    "ScaleByRmsState",
+    "LowPrecisionTraceState",
     "ScaleByStddevState",
     "apply_updates",
     "dialects",

@@ -2,7 +2,7 @@ r"""Each framework's RMSprop, under that framework's own argument names and defa
 
 RMSprop was a lecture slide, and every framework made its own of it. With
 :math:`g` the gradient, :math:`w` the parameter, :math:`\eta` the learning rate,
-:math:`v` the decaying average of :math:`g^2` and :math:`m` that of :math:`g`:
+:math:`v` the moving average of :math:`g^2` and :math:`m` that of :math:`g`:
 
 ============== ========== ============================================ ================ ==========
 dialect        v at first  what divides g                              momentum buffer  weights
@@ -15,30 +15,30 @@ keras          0          :math:`\sqrt{v + \epsilon}`                  holds η 
 tensorflow_v1  1          :math:`\sqrt{v + \epsilon}`                  holds η g        -
 ============== ========== ============================================ ================ ==========
 
-A centred one has :math:`v - m^2` in the place of :math:`v`. Learning rates may be
-schedules, functions of the number of steps taken. Every dialect keeps what is this
-package's own: a variance that does not cancel, and averages in at least float32, or rounded
-without bias where ``accumulator_dtype`` is narrower.
-Arguments that do not change the numbers are left out (TensorFlow's ``use_locking``,
-torch's ``capturable``): name those behind them.
+A centred one has :math:`v - m^2` instead of :math:`v`. Learning rates may be schedules,
+functions of the steps taken. Every dialect keeps what is this package's own: a variance that
+does not cancel, and averages in at least float32, or with stochastic rounding where
+``accumulator_dtype`` is narrower. Arguments that do not change the numbers are left out
+(TensorFlow's ``use_locking``, torch's ``capturable``), so pass what follows them by name.
 """
+
+from typing import Any
 
 import jax
 import optax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
-from rmsprop_jax import _checks, _moments
-from rmsprop_jax._moments import Scalar
+from rmsprop_jax import _numerics, _transform, _validate
+from rmsprop_jax._checked import checked
 from rmsprop_jax._optimizer import rmsprop
-from rmsprop_jax._transform import decayed_weights, rms, stddev, trace, transformation
 
 
 def pytorch(
     lr: optax.ScalarOrSchedule = 1e-2,
-    alpha: Scalar = 0.99,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    momentum: Scalar = 0.0,
+    alpha: ArrayLike = 0.99,
+    eps: ArrayLike = 1e-8,
+    weight_decay: ArrayLike = 0.0,
+    momentum: ArrayLike = 0.0,
     centered: bool = False,
     maximize: bool = False,
     *,
@@ -56,11 +56,10 @@ def pytorch(
     Unlike the others: eps stands outside the root; weight decay is an L2 penalty and
     goes through the averages; the learning rate stands outside the momentum buffer, so
     that a new rate scales all of it at once; alpha is 0.99, not 0.9; and a complex
-    parameter is two real ones. ``centered`` puts :math:`v_t - m_t^2` in the place of
-    :math:`v_t`.
+    parameter is two real ones. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
 
     Args:
-      lr: :math:`\eta \ge 0`, or a schedule.
+      lr: :math:`\eta`, or a schedule.
       alpha: The decay of the averages, in [0, 1).
       eps: :math:`\epsilon \ge 0`, in units of ``|g|``.
       weight_decay: :math:`\lambda \ge 0`, in units of g over w.
@@ -74,7 +73,7 @@ def pytorch(
       expected as torch gives them, the conjugates of ``jax.grad``'s.
 
     Raises:
-      TypeError, ValueError, AssertionError: As `rmsprop_jax.rmsprop`.
+      TypeError, ValueError: As `rmsprop_jax.rmsprop`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -89,29 +88,31 @@ def pytorch(
       `torch.optim.RMSprop
       <https://docs.pytorch.org/docs/stable/generated/torch.optim.RMSprop.html>`_.
     """
-    lr = _checks.checked_learning_rate("lr", lr)
-    _checks.check_number("weight_decay", weight_decay)
-    _checks.check_flag("maximize", maximize)
+    lr = _validate.learning_rate(lr=lr)
+    _validate.flag(maximize=maximize)
+    decays = _validate.decays(weight_decay=weight_decay)
+    _validate.fraction(alpha=alpha)
+    _validate.nonnegative(eps=eps)
     steps = optax.chain(
         optax.scale(-1.0) if maximize else optax.identity(),
-        decayed_weights(weight_decay),
-        _normalized("alpha", alpha, "eps", eps, centered, False, accumulator_dtype),
+        _transform.decayed_weights(weight_decay) if decays else optax.identity(),
+        _averages(alpha, eps, centered, accumulator_dtype, eps_in_sqrt=False),
         _heavy_ball(momentum, accumulator_dtype),
         optax.scale_by_learning_rate(lr),
     )
-    return transformation(optax.contrib.split_real_and_imaginary(steps))
+    return checked(optax.contrib.split_real_and_imaginary(steps), uses_params=decays)
 
 
 def keras(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
-    rho: Scalar = 0.9,
-    momentum: Scalar = 0.0,
-    epsilon: Scalar = 1e-7,
+    rho: ArrayLike = 0.9,
+    momentum: ArrayLike = 0.0,
+    epsilon: ArrayLike = 1e-7,
     centered: bool = False,
-    weight_decay: Scalar | None = None,
-    clipnorm: Scalar | None = None,
-    clipvalue: Scalar | None = None,
-    global_clipnorm: Scalar | None = None,
+    weight_decay: ArrayLike | None = None,
+    clipnorm: ArrayLike | None = None,
+    clipvalue: ArrayLike | None = None,
+    global_clipnorm: ArrayLike | None = None,
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -126,11 +127,12 @@ def keras(
 
     Unlike torch's: eps stands inside the root, the learning rate inside the momentum
     buffer, and weight decay is decoupled, with the rate of the same step. Unlike
-    TensorFlow 1's: v starts from zero. ``centered`` puts :math:`v_t - m_t^2` in the
-    place of :math:`v_t`.
+    TensorFlow 1's: v starts from zero. ``centered`` replaces :math:`v_t` by
+    :math:`v_t - m_t^2`. This is Keras 3 and tf.keras of TensorFlow 2.11 on; before that, eps
+    stood outside the root wherever there was no momentum.
 
     Args:
-      learning_rate: :math:`\eta \ge 0`, or a schedule.
+      learning_rate: :math:`\eta`, or a schedule.
       rho: The decay of the averages, in [0, 1).
       momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
       epsilon: :math:`\epsilon \ge 0`, in units of ``|g|**2``.
@@ -149,7 +151,7 @@ def keras(
     Raises:
       ValueError: Also if more than one of ``clipnorm``, ``clipvalue`` and
         ``global_clipnorm`` is given.
-      TypeError, AssertionError: As `rmsprop_jax.rmsprop`.
+      TypeError: As `rmsprop_jax.rmsprop`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -163,25 +165,25 @@ def keras(
     Source:
       `keras.optimizers.RMSprop <https://keras.io/api/optimizers/rmsprop/>`_.
     """
-    learning_rate = _checks.checked_learning_rate("learning_rate", learning_rate)
-    weight_decay = 0.0 if weight_decay is None else weight_decay
-    _checks.check_number("weight_decay", weight_decay)
-    return transformation(
-        optax.chain(
-            _clip(clipnorm=clipnorm, clipvalue=clipvalue, global_clipnorm=global_clipnorm),
-            _normalized("rho", rho, "epsilon", epsilon, centered, True, accumulator_dtype),
-            optax.scale_by_learning_rate(learning_rate),
-            _heavy_ball(momentum, accumulator_dtype),
-            decayed_weights(weight_decay, learning_rate),
-        )
+    learning_rate = _validate.learning_rate(learning_rate=learning_rate)
+    decays = _validate.decays(weight_decay=weight_decay)
+    _validate.fraction(rho=rho)
+    _validate.nonnegative(epsilon=epsilon)
+    steps = optax.chain(
+        _clip(clipnorm=clipnorm, clipvalue=clipvalue, global_clipnorm=global_clipnorm),
+        _averages(rho, epsilon, centered, accumulator_dtype, eps_in_sqrt=True),
+        optax.scale_by_learning_rate(learning_rate),
+        _heavy_ball(momentum, accumulator_dtype),
+        _transform.decayed_weights(weight_decay, learning_rate) if decays else optax.identity(),
     )
+    return checked(steps, uses_params=decays)
 
 
 def tensorflow_v1(
     learning_rate: optax.ScalarOrSchedule,
-    decay: Scalar = 0.9,
-    momentum: Scalar = 0.0,
-    epsilon: Scalar = 1e-10,
+    decay: ArrayLike = 0.9,
+    momentum: ArrayLike = 0.0,
+    epsilon: ArrayLike = 1e-10,
     centered: bool = False,
     *,
     accumulator_dtype: DTypeLike | None = None,
@@ -194,14 +196,13 @@ def tensorflow_v1(
         b_t &= \mu\, b_{t-1} + \eta_t\, \frac{g_t}{\sqrt{v_t + \epsilon}} \\
         w_{t+1} &= w_t - b_t
 
-    Unlike all others: v starts from one, so that where gradients are small, the first
-    hundred steps or so are small too. Gradients are dense here: of an embedding
-    TensorFlow leaves the rows that a step does not touch, and their slots, as they are.
-    Otherwise as Keras's, with an epsilon of 1e-10; the papers that use it set their own,
-    up to 1. ``centered`` puts :math:`v_t - m_t^2` in the place of :math:`v_t`.
+    Unlike Keras's and torch's, v starts from one: where gradients are small, the first hundred
+    steps or so are small too. Gradients are dense here; of an embedding, TensorFlow leaves the
+    rows that a step does not touch, and their slots, as they are. Otherwise as Keras's, with an
+    epsilon of 1e-10; the papers that use it set their own, up to 1. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
 
     Args:
-      learning_rate: :math:`\eta \ge 0`, or a schedule.
+      learning_rate: :math:`\eta`, or a schedule.
       decay: d, the decay of the averages, in [0, 1).
       momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
       epsilon: :math:`\epsilon \ge 0`, in units of ``|g|**2``.
@@ -212,7 +213,7 @@ def tensorflow_v1(
       A transformation, as `rmsprop_jax.rmsprop`.
 
     Raises:
-      TypeError, ValueError, AssertionError: As `rmsprop_jax.rmsprop`.
+      TypeError, ValueError: As `rmsprop_jax.rmsprop`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -227,7 +228,7 @@ def tensorflow_v1(
       `tf.compat.v1.train.RMSPropOptimizer
       <https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/RMSPropOptimizer>`_.
     """
-    _checks.check_number("epsilon", epsilon)
+    _validate.nonnegative(epsilon=epsilon)
     return rmsprop(
         learning_rate,
         decay,
@@ -241,7 +242,7 @@ def tensorflow_v1(
 
 def hinton(
     learning_rate: optax.ScalarOrSchedule,
-    decay: Scalar = 0.9,
+    decay: ArrayLike = 0.9,
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -252,11 +253,11 @@ def hinton(
         v_t = d\, v_{t-1} + (1 - d)\, g_t^2, \qquad
         w_{t+1} = w_t - \eta_t\, \frac{g_t}{\sqrt{v_t}}
 
-    There is no epsilon, the one difference to ``rmsprop``: the size of a gradient
-    has no say at all. A parameter whose gradients have all been zero stays (0/0 is 0).
+    There is no epsilon, the one difference to ``rmsprop``: steps do not depend on the size of
+    the gradients at all. A parameter whose gradients have all been zero stays (0/0 is 0).
 
     Args:
-      learning_rate: :math:`\eta \ge 0`, or a schedule. The slides name none.
+      learning_rate: :math:`\eta`, or a schedule. The slides name none.
       decay: d, in [0, 1); 0.9 is the slide's.
       accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
@@ -264,7 +265,7 @@ def hinton(
       A transformation, as `rmsprop_jax.rmsprop`.
 
     Raises:
-      TypeError, ValueError, AssertionError: As `rmsprop_jax.rmsprop`.
+      TypeError, ValueError: As `rmsprop_jax.rmsprop`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -285,9 +286,9 @@ def hinton(
 
 def graves(
     learning_rate: optax.ScalarOrSchedule = 1e-4,
-    decay: Scalar = 0.95,
-    momentum: Scalar = 0.9,
-    eps: Scalar = 1e-4,
+    decay: ArrayLike = 0.95,
+    momentum: ArrayLike = 0.9,
+    eps: ArrayLike = 1e-4,
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -300,11 +301,12 @@ def graves(
         w_{t+1} &= w_t + b_t
 
     The defaults are the paper's. Its eps is ten thousand times Optax's, and damps where
-    gradients are smaller than 0.01; the paper clips them too (with ``optax.clip``, in
-    front).
+    gradients are smaller than 0.01. The paper also clips derivatives inside backpropagation, at
+    the network's outputs and at the inputs of its LSTM layers; clipping the gradients of the
+    weights, as ``optax.clip`` does, is something else.
 
     Args:
-      learning_rate: :math:`\eta \ge 0`, or a schedule.
+      learning_rate: :math:`\eta`, or a schedule.
       decay: d, the decay of both averages, in [0, 1).
       momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
       eps: :math:`\epsilon \ge 0`, in units of ``|g|**2``.
@@ -314,7 +316,7 @@ def graves(
       A transformation, as `rmsprop_jax.rmsprop`.
 
     Raises:
-      TypeError, ValueError, AssertionError: As `rmsprop_jax.rmsprop`.
+      TypeError, ValueError: As `rmsprop_jax.rmsprop`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -341,8 +343,8 @@ def graves(
 
 def dqn(
     learning_rate: optax.ScalarOrSchedule = 2.5e-4,
-    decay: Scalar = 0.95,
-    eps: Scalar = 0.01,
+    decay: ArrayLike = 0.95,
+    eps: ArrayLike = 0.01,
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -355,10 +357,12 @@ def dqn(
 
     The defaults are the paper's. What it calls "gradient momentum" and "squared gradient
     momentum", 0.95 both, are the decays of the two averages. With an eps of 0.01, gradients
-    much smaller than 0.1 are scaled rather than normalized.
+    much smaller than 0.1 are scaled rather than normalized. That eps belongs to gradients summed
+    over the batch of 32, as DeepMind's code had them. With the mean of the batch, the same
+    algorithm has ``eps=0.01 / 32**2``, about 1e-5.
 
     Args:
-      learning_rate: :math:`\eta \ge 0`, or a schedule.
+      learning_rate: :math:`\eta`, or a schedule.
       decay: d, the decay of both averages, in [0, 1).
       eps: :math:`\epsilon \ge 0`, "min squared gradient", in units of ``|g|**2``.
       accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
@@ -367,7 +371,7 @@ def dqn(
       A transformation, as `rmsprop_jax.rmsprop`.
 
     Raises:
-      TypeError, ValueError, AssertionError: As `rmsprop_jax.rmsprop`.
+      TypeError, ValueError: As `rmsprop_jax.rmsprop`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -385,61 +389,60 @@ def dqn(
     return rmsprop(learning_rate, decay, eps, centered=True, accumulator_dtype=accumulator_dtype)
 
 
-def _normalized(
-    decay_name: str,
-    decay: Scalar,
-    eps_name: str,
-    eps: Scalar,
+def _averages(
+    decay: ArrayLike,
+    eps: ArrayLike,
     centered: bool,
-    eps_in_sqrt: bool,
     accumulator_dtype: DTypeLike | None,
+    *,
+    eps_in_sqrt: bool,
 ) -> optax.GradientTransformation:
-    _checks.check_number(decay_name, decay, below=1)
-    _checks.check_number(eps_name, eps)
-    _checks.check_flag("centered", centered)
-    _checks.check_accumulator_dtype(accumulator_dtype)
-    scale_by = stddev if centered else rms
-    return scale_by(decay, eps, 0.0, eps_in_sqrt, False, accumulator_dtype)
+    _validate.flag(centered=centered)
+    _validate.accumulator_dtype(accumulator_dtype)
+    scale_by: Any = _transform.stddev if centered else _transform.rms
+    return scale_by(
+        decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt, accumulator_dtype=accumulator_dtype
+    )
 
 
 def _heavy_ball(
-    momentum: Scalar, accumulator_dtype: DTypeLike | None
+    momentum: ArrayLike, accumulator_dtype: DTypeLike | None
 ) -> optax.GradientTransformation:
-    momentum_or_none = _buffered(momentum)
-    if momentum_or_none is None:
+    buffered = _buffered(momentum)
+    if buffered is None:
         return optax.identity()
-    return trace(momentum_or_none, False, accumulator_dtype)
+    return _transform.trace(momentum=buffered, accumulator_dtype=accumulator_dtype)
 
 
-def _buffered(momentum: Scalar) -> Scalar | None:
+def _buffered(momentum: ArrayLike) -> ArrayLike | None:
     """None where the frameworks keep no buffer."""
-    _checks.check_number("momentum", momentum, below=1)
-    return None if _checks.is_zero(momentum) else momentum
+    _validate.fraction(momentum=momentum)
+    return None if _validate.is_zero(momentum) else momentum
 
 
-def _clip(**limits: Scalar | None) -> optax.GradientTransformation:
+def _clip(**limits: ArrayLike | None) -> optax.GradientTransformation:
     given = {name: limit for name, limit in limits.items() if limit is not None}
     if len(given) > 1:
         raise ValueError(f"only one of {', '.join(limits)} may be given, got {given}")
     for name, limit in given.items():
-        _checks.check_number(name, limit, hint=", or None")
-        if not _checks.is_zero(limit):
+        _validate.nonnegative(**{name: limit})
+        if not _validate.is_zero(limit):
             return _CLIPPERS[name](limit)
     return optax.identity()
 
 
-def _clip_by_norm(limit: Scalar) -> optax.GradientTransformation:
+def _clip_by_norm(limit: ArrayLike) -> optax.GradientTransformation:
     def clip(g: jax.Array) -> jax.Array:
-        return _moments.shrink(g, _moments.norm([g]), limit)
+        return _numerics.clip_to_norm(g, _numerics.norm([g]), limit)
 
     return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
 
 
-def _clip_by_global_norm(limit: Scalar) -> optax.GradientTransformation:
+def _clip_by_global_norm(limit: ArrayLike) -> optax.GradientTransformation:
     # optax.clip_by_global_norm has no derivative at zero.
     def clip(updates: optax.Updates, _: object) -> optax.Updates:
-        norm = _moments.norm(jax.tree.leaves(updates))
-        return jax.tree.map(lambda g: _moments.shrink(g, norm, limit), updates)
+        norm = _numerics.norm(jax.tree.leaves(updates))
+        return jax.tree.map(lambda g: _numerics.clip_to_norm(g, norm, limit), updates)
 
     return optax.stateless(clip)
 

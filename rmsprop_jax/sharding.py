@@ -14,8 +14,8 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
-from rmsprop_jax import _accumulator, _checks
-from rmsprop_jax._shards import local_shards
+from rmsprop_jax import _storage, _validate
+from rmsprop_jax._storage import shard_map_specs as local_shards
 
 __all__ = ["constrain", "local_shards", "of_state", "spread"]
 
@@ -80,7 +80,7 @@ def of_state(
         shapes,
         shardings,
         transform_non_params=lambda _: whole,
-        is_leaf=lambda x: _accumulator.is_one_byte(x) or isinstance(x, optax.MaskedNode),
+        is_leaf=lambda x: _storage.is_one_byte(x) or isinstance(x, optax.MaskedNode),
     )
 
 
@@ -219,7 +219,7 @@ def _for_all(shardings: Any, tree: Any) -> Any:
 
 def _checked_mesh(shardings: Any, tree: Any, like: str) -> Any:
     """The mesh of a tree of ``NamedSharding`` that is as ``tree`` is."""
-    _checks.check_structure("shardings", shardings, tree, like=like)
+    _validate.same_structure("shardings", shardings, tree, like=like)
     mesh = None
     for path, sharding in tree_leaves_with_path(shardings):
         name = f"shardings{keystr(path)}"

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path, tree_map_with_path
 
-from rmsprop_jax import _accumulator, _checks
+from rmsprop_jax import _storage, _validate
 
 _COUNTERS = ("count", "step")
 _FIELDS = (*_COUNTERS, "mu", "nu", "trace", "var")
@@ -190,7 +190,7 @@ def check_state(
     """
 
     def leaves(tree: Any) -> set[str]:
-        found = tree_leaves_with_path(tree, is_leaf=_accumulator.is_one_byte)
+        found = tree_leaves_with_path(tree, is_leaf=_storage.is_one_byte)
         return {keystr(keys) for keys, _ in found}
 
     least, most = (leaves(jax.eval_shape(o.init, params)) for o in (constant, counting))
@@ -207,8 +207,8 @@ def counters(rate: str, state: Any) -> dict[str, Any]:
 
     These are a schedule, under the name ``rate``, and narrow averages if ``state`` has any.
     """
-    leaves = jax.tree.leaves(state, is_leaf=_accumulator.is_one_byte)
-    narrow = any(_accumulator.is_one_byte(x) or x.dtype == jnp.bfloat16 for x in leaves)
+    leaves = jax.tree.leaves(state, is_leaf=_storage.is_one_byte)
+    narrow = any(_storage.is_one_byte(x) or x.dtype == jnp.bfloat16 for x in leaves)
     return {rate: lambda _: 0.0, "accumulator_dtype": jnp.bfloat16 if narrow else None}
 
 
@@ -373,7 +373,7 @@ def _wide(x: np.ndarray) -> np.ndarray:
 def read(state: Any) -> dict[str, dict[str, Any]]:
     """The arrays of a state: {field: {the parameter's path: array}}."""
     fields: dict[str, dict[str, Any]] = {field: {} for field in _FIELDS}
-    for keys, leaf in tree_leaves_with_path(state, is_leaf=_accumulator.is_one_byte):
+    for keys, leaf in tree_leaves_with_path(state, is_leaf=_storage.is_one_byte):
         field, of = _field(keys)
         x = np.array(leaf) if field in _COUNTERS else checked_array(f"state: {field} of {of}", leaf)
         fields[field][of] = x
@@ -387,10 +387,10 @@ def fill(state: Any, fields: Mapping[str, Mapping[str, Any]], step: int | None) 
         field, of = _field(keys)
         if field in _COUNTERS:
             return jnp.asarray(step or 0, like.dtype)
-        dtype = jnp.float32 if _accumulator.is_one_byte(like) else like.dtype
-        return _accumulator.convert(cast(f"{field} of {of}", _part(fields[field], of), dtype), like)
+        dtype = jnp.float32 if _storage.is_one_byte(like) else like.dtype
+        return _storage.convert(cast(f"{field} of {of}", _part(fields[field], of), dtype), like)
 
-    return tree_map_with_path(array, state, is_leaf=_accumulator.is_one_byte)
+    return tree_map_with_path(array, state, is_leaf=_storage.is_one_byte)
 
 
 def _part(arrays: Mapping[str, Any], of: str) -> np.ndarray:
@@ -426,7 +426,7 @@ def step_count(state: Any, step: Any) -> int:
             "step must be given, the number of steps taken: the state does not count them, "
             "as the learning rate is constant and no average is narrow"
         )
-    _checks.check_step(step)
+    _validate.step(step)
     return int(step)
 
 

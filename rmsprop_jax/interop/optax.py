@@ -12,7 +12,7 @@ import optax
 from jax.tree_util import tree_leaves_with_path
 from jax.typing import DTypeLike
 
-from rmsprop_jax import _checks
+from rmsprop_jax import _validate
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax.interop import _state
 from rmsprop_jax.interop._state import Resumed
@@ -116,7 +116,7 @@ def _check_state(
 ) -> None:
     expected = jax.eval_shape(optimizer.init, params)
     like = "init(params) of the same hyperparameters"
-    _checks.check_shapes_and_dtypes(name, state, expected, like=like)
+    _validate.same_shapes_and_dtypes(name, state, expected, like=like)
 
 
 def _start_and_data(

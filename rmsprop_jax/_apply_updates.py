@@ -1,0 +1,100 @@
+"""Adding updates to parameters, to bfloat16 ones with stochastic rounding."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import keystr
+from jax.typing import ArrayLike
+
+from rmsprop_jax import _storage, _trees, _validate
+from rmsprop_jax._numerics import widen
+
+
+def apply_updates(
+    params: optax.Params, updates: optax.Updates, step: ArrayLike | None = None
+) -> optax.Params:
+    """``optax.apply_updates``, with stochastic rounding where parameters are bfloat16.
+
+    A bfloat16 number near one has neighbours 0.004 and 0.008 away. Rounded to nearest, an
+    update less than half of that is lost, at every step again. Here the sum, formed in
+    float32, is rounded up or down at random so that its mean is right: of updates of a
+    hundredth of the spacing, one in a hundred moves the parameter, by all of it. The deviation
+    that this adds to a parameter's path is that of a random walk of such moves.
+
+    Args:
+      params: The parameters. Those in other dtypes are treated as by ``optax.apply_updates``.
+      updates: The updates, of the same structure and shapes; bfloat16 parameters may have
+        float32 updates. None leaves its parameter as it is.
+      step: A whole number that differs at every call: your loop's counter, given to a
+        compiled step as an argument. The random bits are a hash of it, the leaf's path and the
+        element's index, and so the same on any layout of devices and after a restart.
+        ``None`` will do where no parameter is bfloat16.
+
+    Returns:
+      The new parameters, in the dtypes of ``params``.
+
+    Raises:
+      ValueError: If a parameter is bfloat16 and ``step`` is missing or an array, or inside
+        ``jax.shard_map`` without `sharding.shard_map_specs`; if structures or shapes differ.
+      TypeError: If ``step`` is not a whole number.
+
+    Example:
+      Five hundred steps of 1e-4 are 0.05. Rounded to nearest nothing moves.
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from rmsprop_jax import apply_updates
+      >>> params = rounded_to_nearest = jnp.ones(1000, jnp.bfloat16)
+      >>> updates = jnp.full(1000, 1e-4)
+      >>> for step in range(500):
+      ...     params = apply_updates(params, updates, step)
+      ...     rounded_to_nearest = optax.apply_updates(rounded_to_nearest, updates)
+      >>> print(f"{params.mean(dtype=float):.3f} {rounded_to_nearest.mean(dtype=float):.3f}")
+      1.050 1.000
+    """
+    leaves, treedef = _trees.flatten(updates)
+    old = _trees.flatten_like(treedef, params)
+    if old is None:
+        _validate.same_structure("updates", updates, params, like="params")
+        old = []
+    if step is not None:
+        _validate.step(step)
+    paths = _trees.paths_of(updates)
+    rounded = [
+        i
+        for i, (p, u) in enumerate(zip(old, leaves, strict=True))
+        if u is not None and jnp.result_type(p) == jnp.bfloat16
+    ]
+    roundings = dict.fromkeys(range(len(leaves)))
+    if rounded:
+        keys = [(paths[i], jnp.ndim(leaves[i])) for i in rounded]
+        roundings |= zip(rounded, _roundings(step, *zip(*keys, strict=True)), strict=True)
+    new = [
+        _add(p, u, roundings[i], keystr(paths[i]))
+        for i, (p, u) in enumerate(zip(old, leaves, strict=True))
+    ]
+    return treedef.unflatten(new)
+
+
+def _roundings(step: Any, paths: Any, ndims: Any) -> list[_storage.Rounding]:
+    """How each bfloat16 parameter is rounded."""
+    if step is None:
+        raise ValueError(
+            f"params{keystr(paths[0])} is bfloat16, which needs the step: call "
+            "apply_updates(params, updates, step); to round to nearest, optax.apply_updates"
+        )
+    # A hash takes 32 bits.
+    count = step if isinstance(step, jax.Array) else jnp.uint32(int(step) % 2**32)
+    return _storage.roundings(count, "params", paths, ndims)
+
+
+def _add(p: Any, u: Any, rounding: _storage.Rounding | None, path: str) -> Any:
+    if u is None or p is None:
+        return p
+    _validate.shape(f"updates{path}", u, p, like=f"params{path}")
+    if rounding is None:
+        return optax.apply_updates(p, u)
+    total = (widen(p) + widen(u)).astype(jnp.float32)
+    return _storage.to_bfloat16(total, rounding.bits(total.shape))

@@ -1,0 +1,95 @@
+"""Arithmetic that is safe at zero, at infinity and in float32: arrays and scalars, no trees."""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import xlog1py
+from jax.typing import ArrayLike, DTypeLike
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """``dtype``, or float32 where it has fewer bits; of a complex one, each part counts."""
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
+
+
+def widen(x: ArrayLike) -> jax.Array:
+    """``x`` in at least float32."""
+    x = jnp.asarray(x)
+    wide = at_least_float32(x.dtype)
+    return x if x.dtype == wide else x.astype(wide)
+
+
+def abs_sq(g: jax.Array) -> jax.Array:
+    """``|g|**2``, real also where ``g`` is complex, and never infinite.
+
+    It saturates at a quarter of the largest float. An infinite average would never forget, and
+    its parameter would never move again. A quarter, and not all of it: stochastic rounding may
+    double an average, and XLA writes ``v / 2 + g**2 / 2`` as ``(v + g**2) / 2``.
+    """
+    square = jnp.real(g * jnp.conj(g))
+    return jnp.minimum(square, jnp.finfo(square.dtype).max / 4)
+
+
+def difference(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a - b``, which saturates at the largest float instead of overflowing."""
+    if jnp.iscomplexobj(a):
+        return jax.lax.complex(difference(a.real, b.real), difference(a.imag, b.imag))
+    largest = jnp.finfo(a.dtype).max
+    return jnp.clip(a - b, -largest, largest)
+
+
+def divide(a: ArrayLike, b: ArrayLike) -> jax.Array:
+    """``a / b``, and zero with a zero derivative where ``b`` is zero.
+
+    The derivative forms ``1 / b**2``: in float32 it is finite from ``b = 1e-19`` on.
+    """
+    return a / jnp.where(b == 0, jnp.inf, b)
+
+
+def sqrt(x: ArrayLike) -> jax.Array:
+    """``sqrt(x)``, whose derivative at zero is zero instead of infinite."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
+
+
+def bias_correction(decay: ArrayLike, step: jax.Array) -> jax.Array:
+    """``1 - decay**step``: the weight of all gradients in an average that began at zero.
+
+    Close to zero it has the digits of Optax's form and no more: Optax's tests compare both, Adam
+    included, to 1e-6.
+    """
+    return 1 - power(decay, step)
+
+
+def corrected_start(decay: ArrayLike, step: jax.Array) -> jax.Array:
+    """``decay**step / (1 - decay**step)``: what bias correction makes of a start of one."""
+    return power(decay, step) / bias_correction(decay, step)
+
+
+def power(decay: ArrayLike, step: jax.Array) -> jax.Array:
+    """``decay**step`` in floats: an integer power rounds differently with jit and without."""
+    return decay ** step.astype(float)
+
+
+def newest_weight(decay: ArrayLike, step: jax.Array) -> jax.Array:
+    """``(1 - decay) / (1 - decay**step)``: the newest weight in a bias-corrected average.
+
+    Computed as ``1 / (1 + decay + ... + decay**(step - 1))``, which is exactly one at the first
+    step and keeps its digits where ``decay`` is close to one.
+    """
+    # At a decay of zero the logarithm has no derivative; 1 - decay has that of the whole.
+    safe = jnp.where(decay == 0, 0.5, decay)
+    log_of_last = xlog1py((step - 1).astype(float), safe - 1)
+    weight = 1 / (1 + safe * -jnp.expm1(log_of_last) / (1 - safe))
+    return jnp.where(decay == 0, jnp.where(step == 1, 1, 1 - decay), weight)
+
+
+def norm(arrays: Iterable[jax.Array]) -> jax.Array:
+    """The L2 norm of all elements of all arrays, whose derivative at zero is zero."""
+    squares = (jnp.sum(jnp.real(g * jnp.conj(g))) for g in arrays)
+    return sqrt(sum(squares, start=jnp.zeros([])))
+
+
+def clip_to_norm(g: jax.Array, norm: jax.Array, limit: ArrayLike) -> jax.Array:
+    """``g``, scaled down by as much as ``norm`` is above ``limit``; zero if that is infinite."""
+    return g * divide(limit, jnp.maximum(norm, limit))

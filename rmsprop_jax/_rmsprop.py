@@ -1,0 +1,86 @@
+r"""RMSprop on one array: the lecture, the paper, and momentum.
+
+Symbols as there: g a gradient, v the moving average of its square, m that of the gradient,
+s the variance :math:`v - m^2`, d the decay, b the momentum buffer.
+
+``weight`` is 1 - d, the weight of the newest gradient. It comes beside ``decay`` because in
+float32 the difference would lose digits: 1 - 0.9999 is wrong by 0.01 %.
+"""
+
+import jax
+from jax.typing import ArrayLike
+
+from rmsprop_jax._numerics import abs_sq, difference, divide, sqrt
+
+
+def rms(
+    g: jax.Array,
+    v: jax.Array,
+    *,
+    decay: ArrayLike,
+    weight: ArrayLike,
+    eps: ArrayLike,
+    eps_in_sqrt: bool,
+    correction: ArrayLike = 1,
+) -> tuple[jax.Array, jax.Array]:
+    """Divides the gradient by the root of the moving average of its square.
+
+    Hinton's slide: ``MeanSquare(w, t) = 0.9 MeanSquare(w, t-1) + 0.1 (dE/dw(t))^2``.
+    ``correction`` is Adam's ``1 - d**t``, by which v is divided before the root.
+
+    Returns:
+      The scaled gradient, and the new v.
+    """
+    v = decay * v + weight * abs_sq(g)
+    return over_root(g, v / correction, eps, eps_in_sqrt), v
+
+
+def stddev(
+    g: jax.Array,
+    m: jax.Array,
+    s: jax.Array,
+    *,
+    weight: ArrayLike,
+    eps: ArrayLike,
+    eps_in_sqrt: bool,
+    start: ArrayLike = 0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Divides the gradient by its moving standard deviation: Graves, eq. 38 to 40.
+
+    Graves keeps v and m and takes ``v - m**2``, which cancels. Put ``m' = d m + (1 - d) g``
+    into it, with ``m'`` the mean *after* g, and
+
+        ``s' = d s + (1 - d) |g - m'|**2 / d``
+
+    holds exactly, and is never negative. The mean before g would give a second form; this one
+    lets XLA update both averages in place. With bias correction ``weight`` falls from 1 to 1 - d,
+    and ``start`` is what remains of an average that did not begin at zero.
+
+    Returns:
+      The scaled gradient, the new m and the new s.
+    """
+    # Only the last sum rounds at the size of m, and to either side. In d m + (1 - d) g the product
+    # rounds the same way for hundreds of steps.
+    m = m + weight * difference(g, m)
+    # The root of d goes inside the square, which saturates, and as a factor: XLA makes one of a
+    # quotient in some programs and not in others, with other bits.
+    from_mean = difference(g, m) * divide(1.0, sqrt(1 - weight))
+    s = (s - weight * s) + weight * abs_sq(from_mean)
+    return over_root(g, s + start, eps, eps_in_sqrt), m, s
+
+
+def trace(
+    x: jax.Array, b: jax.Array, *, momentum: ArrayLike, nesterov: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Momentum, ``b' = momentum * b + x``; Nesterov's looks one step ahead.
+
+    Returns:
+      The step, and the new b.
+    """
+    b = momentum * b + x
+    return (momentum * b + x if nesterov else b), b
+
+
+def over_root(g: jax.Array, v: jax.Array, eps: ArrayLike, eps_in_sqrt: bool) -> jax.Array:
+    """``g / sqrt(v + eps)``, or ``g / (sqrt(v) + eps)``; zero where the denominator is."""
+    return divide(g, sqrt(v + eps) if eps_in_sqrt else sqrt(v) + eps)

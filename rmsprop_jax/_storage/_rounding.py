@@ -1,0 +1,110 @@
+"""Stochastic rounding: up with the probability that makes the mean right.
+
+The random bits are a hash of the step, the leaf's path and the element's index. They need no
+key, are the same on any layout of devices, and after a checkpoint go on where they were.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import keystr
+
+from rmsprop_jax._storage import _shards
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rounding:
+    """How one leaf is rounded in one step.
+
+    Attributes:
+      keys: The step hashed with the path of each leaf of a tree: a uint32 vector, computed once
+        for all of them.
+      leaf: Which of ``keys`` is this leaf's. A value and not part of the program, so that leaves
+        of one shape are traced once.
+      axes: Per axis of the leaf, the axes of the mesh that shard it inside ``shard_map``.
+    """
+
+    keys: jax.Array
+    leaf: int
+    axes: tuple[tuple[str, ...], ...] = field(metadata={"static": True})
+
+    def bits(self, shape: tuple[int, ...]) -> jax.Array:
+        """32 random bits per element.
+
+        `jax.random.bits` would do the same at several times the arithmetic, enough to be slower
+        than memory.
+        """
+        key = lax.dynamic_index_in_dim(self.keys, self.leaf, keepdims=False)
+        return _hash(_index(shape, self.axes) + key)
+
+    def amax(self, x: jax.Array) -> jax.Array:
+        """The largest element of a leaf that is not negative, over all its shards; NaNs aside."""
+        largest = jnp.max(x, initial=0, where=~jnp.isnan(x))
+        axes = tuple(name for names in self.axes for name in names)
+        return lax.pmax(largest, axes) if axes else largest
+
+
+def roundings(step: jax.Array, name: str, paths: list[Any], ndims: list[int]) -> list[Rounding]:
+    """One `Rounding` per leaf, for the average of that name: two averages are independent."""
+    crcs = np.array([zlib.crc32(f"{name}{keystr(path)}".encode()) for path in paths], np.uint32)
+    keys = _hash(_hash(step.astype(jnp.uint32) * np.uint32(0x9E3779B9) + crcs))
+    # Otherwise XLA would repeat the hash in the program of every leaf.
+    keys = lax.optimization_barrier(keys)
+    axes = [_shards.mesh_axes(path, ndim) for path, ndim in zip(paths, ndims, strict=True)]
+    return [Rounding(keys, i, axes_of_leaf) for i, axes_of_leaf in enumerate(axes)]
+
+
+def _index(shape: tuple[int, ...], axes: tuple[tuple[str, ...], ...]) -> jax.Array:
+    """The index of each element in the global array, of which this may be a shard."""
+    sizes = [size * lax.axis_size(names) for size, names in zip(shape, axes, strict=True)]
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        stride = np.uint32(math.prod(sizes[axis + 1 :]) % 2**32)
+        along = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        if axes[axis]:
+            along += lax.axis_index(axes[axis]).astype(jnp.uint32) * np.uint32(size)
+        index += along * stride
+    return index
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    # The middle of "lowbias32" (github.com/skeeto/hash-prospector). Its high bits are the best.
+    x *= np.uint32(0x7FEB352D)
+    return (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+
+
+def round_bits(bits: jax.Array, random_bits: jax.Array, mantissa_bits: int) -> jax.Array:
+    """The bits of a float32, not NaN, rounded to so many mantissa bits."""
+    dropped = 23 - mantissa_bits
+    return (bits + (random_bits >> (32 - dropped))) & np.uint32(2**32 - 2**dropped)
+
+
+@jax.custom_jvp
+def to_bfloat16(x: jax.Array, random_bits: jax.Array) -> jax.Array:
+    """A float32 array in bfloat16; its derivative is that of the cast."""
+    rounded = float_of(round_bits(bits_of(x), random_bits, mantissa_bits=7))
+    return jnp.where(jnp.isnan(x), x, rounded).astype(jnp.bfloat16)
+
+
+@to_bfloat16.defjvp
+def _to_bfloat16_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return to_bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
+
+
+def bits_of(x: jax.Array) -> jax.Array:
+    """The bits of a float32, as a uint32."""
+    return lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def float_of(bits: jax.Array) -> jax.Array:
+    """The float32 that has these bits."""
+    return lax.bitcast_convert_type(bits, jnp.float32)

@@ -1,0 +1,93 @@
+"""Which shard of each array a device holds inside `jax.shard_map`, where JAX does not say.
+
+Stochastic rounding needs an element's index in the global array, and 8 bits its amax.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+from jax.tree_util import keystr, tree_leaves_with_path
+
+_specs: ContextVar[dict[Any, PartitionSpec] | None] = ContextVar("specs", default=None)
+
+
+@contextmanager
+def shard_map_specs(specs: Any) -> Iterator[None]:
+    """Says how arrays are sharded inside ``jax.shard_map``, where only shards are seen.
+
+    Low-precision averages are rounded by a hash of each element's index, and an 8-bit average has
+    one scale per leaf. Within this context both are those of the global array, so the result is
+    bit for bit that of one device. What is kept in float32 does not need it. A function compiled
+    within it keeps the ``specs`` with which it was traced.
+
+    Args:
+      specs: How the gradients and averages that ``update`` sees are sharded: a tree of
+        ``PartitionSpec`` like the parameters, or a prefix of it; ``PartitionSpec()`` where they
+        are replicated. With replicated parameters whose gradients are scattered (ZeRO-1) these
+        are the specs of the shards.
+
+    Raises:
+      TypeError: If a leaf of ``specs`` is not a ``PartitionSpec``.
+      ValueError: In the update, if there is none for a leaf, or one that does not fit it.
+
+    Example:
+      Each device updates its rows of the parameter and of its average.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jax.sharding import NamedSharding, PartitionSpec
+      >>> from rmsprop_jax import rmsprop, sharding
+      >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
+      >>> rows = PartitionSpec("data")
+      >>> params = jax.device_put(jnp.ones((16, 2)), NamedSharding(mesh, rows))
+      >>> optimizer = rmsprop(0.1, accumulator_dtype="float8_e5m2")
+      >>> shardings = sharding.state_shardings(optimizer, params)
+      >>> state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+      >>> def update(gradients, state, params):
+      ...     with sharding.shard_map_specs(rows):
+      ...         return optimizer.update(gradients, state, params)
+      >>> specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+      >>> update = jax.shard_map(
+      ...     update, mesh=mesh, in_specs=(rows, specs, rows), out_specs=(rows, specs)
+      ... )
+      >>> updates, state = jax.jit(update)(params, state, params)
+      >>> print(f"{updates.mean():.3f}")
+      -0.316
+    """
+    by_path = dict(tree_leaves_with_path(specs, is_leaf=lambda x: isinstance(x, PartitionSpec)))
+    for path, spec in by_path.items():
+        if not isinstance(spec, PartitionSpec):
+            raise TypeError(f"specs{keystr(path)} must be a PartitionSpec, got {spec!r}")
+    token = _specs.set(by_path)
+    try:
+        yield
+    finally:
+        _specs.reset(token)
+
+
+def mesh_axes(path: Any, ndim: int) -> tuple[tuple[str, ...], ...]:
+    """Per axis of a leaf, the axes of the mesh that shard it where only its shards are seen."""
+    by_path, manual = _specs.get(), jax.sharding.get_abstract_mesh().manual_axes
+    if by_path is None:
+        if manual:
+            raise ValueError(
+                f"inside jax.shard_map or jax.pmap a low-precision average (at {keystr(path)!r}) "
+                "needs to know how it is sharded: with sharding.shard_map_specs(specs), the specs "
+                "of gradients and averages; PartitionSpec() if they are replicated"
+            )
+        return ((),) * ndim
+    prefixes = (path[:length] for length in range(len(path), -1, -1))
+    spec = next((by_path[prefix] for prefix in prefixes if prefix in by_path), None)
+    if spec is None:
+        raise ValueError(f"shard_map_specs has no PartitionSpec for the leaf {keystr(path)!r}")
+    names = tuple((name,) if isinstance(name, str) else tuple(name or ()) for name in spec)
+    if len(names) > ndim or not {name for axis in names for name in axis} <= set(manual):
+        raise ValueError(
+            f"shard_map_specs has {spec} for the leaf {keystr(path)!r}, which has {ndim} axes, "
+            f"inside a shard_map over {manual}"
+        )
+    return names + ((),) * (ndim - len(names))

@@ -1,0 +1,127 @@
+"""Trees of gradients, parameters and states, as people bring them.
+
+A gradient of None leaves its parameter and its state as they are. Leaves that no gradient can
+have (integers, booleans, PRNG keys, functions in a model) have no state: None stands there.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import PyTreeDef, keystr, tree_flatten_with_path
+
+from rmsprop_jax import _storage, _validate
+from rmsprop_jax._numerics import at_least_float32
+
+FLOAT0 = jax.dtypes.float0
+
+
+def has_gradient(leaf: Any) -> bool:
+    """Whether a leaf is a number or an array that ``jax.grad`` differentiates by."""
+    if not hasattr(leaf, "dtype"):
+        return isinstance(leaf, float | complex)
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def flatten(updates: Any) -> tuple[list[Any], PyTreeDef]:
+    """The leaves of ``updates``, None among them."""
+    return jax.tree.flatten(updates, is_leaf=_is_none)
+
+
+def paths_of(updates: Any) -> list[Any]:
+    """The key paths of the leaves that `flatten` gives."""
+    return [path for path, _ in tree_flatten_with_path(updates, is_leaf=_is_none)[0]]
+
+
+def flatten_like(treedef: PyTreeDef, tree: Any) -> list[Any] | None:
+    """What ``tree`` has at the leaves of ``treedef``; None if it is built otherwise."""
+    try:
+        return treedef.flatten_up_to(tree)
+    except ValueError:
+        return None
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def per_leaf(
+    step: Callable[..., tuple[Any, ...]],
+    updates: Any,
+    averages: Mapping[str, Any],
+    accumulator_dtype: Any,
+    count: jax.Array | None,
+) -> tuple[Any, dict[str, Any]]:
+    """Calls ``step`` for each leaf that has a gradient.
+
+    Args:
+      step: A jitted function (gradient, average, ..., rounding, ...) -> (update, average, ...).
+      updates: The gradients, each None or an array.
+      averages: Trees like ``updates`` by their names, in the order of the arguments of ``step``.
+      accumulator_dtype: What they are kept in.
+      count: The step; only low precision needs it.
+
+    Returns:
+      The updates, and the new averages.
+    """
+    gradients, treedef = flatten(updates)
+    columns = [treedef.flatten_up_to(average) for average in averages.values()]
+    for name, column in zip(averages, columns, strict=True):
+        _check_averages(name, column, gradients, updates, accumulator_dtype)
+    roundings: list[Any] = [[None] * len(gradients)] * len(columns)
+    if _storage.is_low_precision(accumulator_dtype):
+        assert count is not None
+        paths, ndims = paths_of(updates), [jnp.ndim(g) if g is not None else 0 for g in gradients]
+        roundings = [_storage.roundings(count, name, paths, ndims) for name in averages]
+    rows = [
+        (g, *kept[: len(columns)]) if g is None else step(g, *kept)
+        for g, *kept in zip(gradients, *columns, *roundings, strict=True)
+    ]
+    new = list(zip(*rows, strict=True)) or [()] * (1 + len(columns))
+    updates, *new = (treedef.unflatten(column) for column in new)
+    return updates, dict(zip(averages, new, strict=True))
+
+
+def _check_averages(
+    name: str, column: list[Any], gradients: list[Any], updates: Any, accumulator_dtype: Any
+) -> None:
+    """Raises unless each gradient has an average of its shape, kept as it was asked for."""
+    for i, (g, kept) in enumerate(zip(gradients, column, strict=True)):
+        if g is None or (kept is not None and g.shape == jnp.shape(kept)):
+            fits = g is None or _is_kept_as(kept, g.dtype, accumulator_dtype, name)
+        else:
+            fits = False
+        if not fits:
+            _raise_misfit(name, keystr(paths_of(updates)[i]), kept, g, accumulator_dtype)
+
+
+def _is_kept_as(kept: Any, dtype: Any, accumulator_dtype: Any, name: str) -> bool:
+    expected = _expected_dtype(name, dtype, accumulator_dtype)
+    given = jnp.dtype("float8_e5m2") if _storage.is_one_byte(kept) else jnp.result_type(kept)
+    if accumulator_dtype is not None:
+        return given == expected
+    # Of the parameter's dtype, which is not known here: in float32 or float64, both are right.
+    return given == expected or (
+        jnp.issubdtype(given, jnp.complexfloating) == jnp.issubdtype(expected, jnp.complexfloating)
+        and jnp.issubdtype(given, jnp.inexact)
+        and at_least_float32(given) == given
+    )
+
+
+def _expected_dtype(name: str, dtype: Any, accumulator_dtype: Any) -> Any:
+    return _storage.kept_dtype(dtype, accumulator_dtype, nonnegative=name in ("nu", "var"))
+
+
+def _raise_misfit(name: str, path: str, kept: Any, g: jax.Array, accumulator_dtype: Any) -> None:
+    if kept is None:
+        raise ValueError(
+            f"updates{path} is a gradient, but the state has no average for it: init saw no "
+            "floating-point array there; give None as its gradient"
+        )
+    _validate.shape(f"updates{path}", g, kept, like=f"{name}{path} in the state")
+    expected = _expected_dtype(name, g.dtype, accumulator_dtype)
+    raise ValueError(
+        f"state: {name}{path} is {getattr(kept, 'dtype', type(kept).__name__)}, it must be "
+        f"{expected}: accumulator_dtype must be that of init; to go on in another, cast the state"
+    )
