@@ -46,7 +46,8 @@ def checked(
         wide = treedef.unflatten([None if g is None else widen(g) for g in gradients])
         updates, state = tx.update(wide, state, params if uses_params else None)
         scaled = treedef.flatten_up_to(updates)
-        rounded = [_as_given(*row) for row in zip(scaled, given, like, strict=True)]
+        gradients = [g0 if g is None else g for g, g0 in zip(gradients, given, strict=True)]
+        rounded = [_as_given(*row) for row in zip(scaled, gradients, like, strict=True)]
         return treedef.unflatten(rounded), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -91,11 +92,17 @@ def _wide_params(gradients: list[Any], params: list[Any], updates: Any) -> list[
 def _as_given(update: Any, g: Any, param: Any) -> Any:
     """An update in the dtype that it is to have."""
     if update is None:
-        # What jax.grad has for an integer: to be added, it takes the integer's dtype.
+        # To be added to an integer, what jax.grad has for it must be a zero of its dtype.
         is_float0 = getattr(g, "dtype", None) == _trees.FLOAT0
-        return jnp.zeros_like(param) if is_float0 and param is not None else None
-    dtype = jnp.result_type(g) if param is None else jnp.result_type(g, param)
+        return jnp.zeros_like(param) if is_float0 and _is_integer(param) else None
+    dtype = g.dtype
+    if param is not None and getattr(param, "dtype", None) != dtype:
+        dtype = jnp.result_type(g, param)
     return update if update.dtype == dtype else update.astype(dtype)
+
+
+def _is_integer(param: Any) -> bool:
+    return param is not None and jnp.result_type(param).kind in "biu"
 
 
 class _Layout(NamedTuple):
@@ -117,38 +124,40 @@ class _Layout(NamedTuple):
 
     def fit(self, state: Any, updates: Any, treedef: PyTreeDef, params: Any) -> Any:
         """The state, rebuilt if it came back in other containers; an error if it is another's."""
-        if self._fits(state, treedef):
+        expected = self._expected(treedef, treedef.flatten_up_to(updates))
+        wanted, structure = jax.tree.flatten(expected)
+        found = _trees.flatten_like(structure, state)
+        if found is not None and all(map(_is_what_is_wanted, found, wanted)):
             return state
-        gradients = treedef.flatten_up_to(updates)
-
-        def expected(average: Any) -> Any:
-            return treedef.unflatten([_ANY if g is None else average for g in gradients])
-
-        built = self.containers.unflatten(x if x.shape == () else expected(x) for x in self.leaves)
+        if params is not None and _trees.flatten_like(treedef, params) is None:
+            _validate.same_structure("updates", updates, params, like="params")
         try:
-            return _rebuild(state, built)
+            return _rebuild(state, expected)
         except _DiffersError:
-            if params is not None and _trees.flatten_like(treedef, params) is None:
-                _validate.same_structure("updates", updates, params, like="params")
             like = "init(params) for these updates"
-            _validate.same_structure("state", state, built, like, hint=_validate.SAME_OPTIONS)
+            _validate.same_structure("state", state, expected, like, hint=_validate.OTHER_STATE)
             raise
 
-    def _fits(self, state: Any, treedef: PyTreeDef) -> bool:
-        found = _trees.flatten_like(self.containers, state)
-        return found is not None and all(
-            _trees.flatten_like(treedef, x) is not None
-            if leaf.shape
-            else jax.tree.structure(x) == _LEAF
-            for leaf, x in zip(self.leaves, found, strict=True)
+    def _expected(self, treedef: PyTreeDef, gradients: list[Any]) -> Any:
+        def like_updates(average: Any) -> Any:
+            # Without a gradient the state may have anything; of a complex one, two parts.
+            free = [g is None or jnp.iscomplexobj(g) for g in gradients]
+            return treedef.unflatten(_ANYTHING if is_free else average for is_free in free)
+
+        return self.containers.unflatten(
+            leaf if _is_step(leaf) else like_updates(leaf) for leaf in self.leaves
         )
+
+
+def _is_what_is_wanted(found: Any, wanted: Any) -> bool:
+    return wanted is _ANYTHING or jax.tree.structure(found) == _LEAF
 
 
 class _DiffersError(ValueError):
     """A state has other leaves than it should."""
 
 
-_ANY = object()  # stands for what a leaf without a gradient has in the state
+_ANYTHING = object()
 _LEAF = jax.tree.structure(0)
 
 
@@ -159,7 +168,7 @@ def _rebuild(given: Any, expected: Any) -> Any:
     or lists instead of named tuples. Children are found by name, and in a list by position.
     """
     children, treedef = _one_level(expected)
-    if treedef == _LEAF:
+    if treedef == _LEAF and not (given is None and _is_step(expected)):
         return given
     found, _ = _one_level(given)
     nameless = isinstance(given, list | tuple) and not hasattr(given, "_fields")
@@ -168,6 +177,10 @@ def _rebuild(given: Any, expected: Any) -> Any:
     if found.keys() != children.keys():
         raise _DiffersError
     return treedef.unflatten(_rebuild(found[name], child) for name, child in children.items())
+
+
+def _is_step(leaf: Any) -> bool:
+    return leaf is not _ANYTHING and leaf.shape == ()
 
 
 def _one_level(node: Any) -> tuple[dict[str, Any], PyTreeDef]:

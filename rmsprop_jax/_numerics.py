@@ -1,5 +1,6 @@
 """Arithmetic that is safe at zero, at infinity and in float32: arrays and scalars, no trees."""
 
+import functools
 from collections.abc import Iterable
 
 import jax
@@ -8,6 +9,7 @@ from jax.scipy.special import xlog1py
 from jax.typing import ArrayLike, DTypeLike
 
 
+@functools.cache
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     """``dtype``, or float32 where it has fewer bits; of a complex one, each part counts."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
@@ -15,7 +17,7 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
 
 def widen(x: ArrayLike) -> jax.Array:
     """``x`` in at least float32."""
-    x = jnp.asarray(x)
+    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
     wide = at_least_float32(x.dtype)
     return x if x.dtype == wide else x.astype(wide)
 

@@ -4,6 +4,7 @@ A gradient of None leaves its parameter and its state as they are. Leaves that n
 have (integers, booleans, PRNG keys, functions in a model) have no state: None stands there.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,9 +20,13 @@ FLOAT0 = jax.dtypes.float0
 
 def has_gradient(leaf: Any) -> bool:
     """Whether a leaf is a number or an array that ``jax.grad`` differentiates by."""
-    if not hasattr(leaf, "dtype"):
-        return isinstance(leaf, float | complex)
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+    dtype = getattr(leaf, "dtype", None)
+    return isinstance(leaf, float | complex) if dtype is None else _is_inexact(dtype)
+
+
+@functools.cache
+def _is_inexact(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def flatten(updates: Any) -> tuple[list[Any], PyTreeDef]:
@@ -88,25 +93,27 @@ def _check_averages(
 ) -> None:
     """Raises unless each gradient has an average of its shape, kept as it was asked for."""
     for i, (g, kept) in enumerate(zip(gradients, column, strict=True)):
-        if g is None or (kept is not None and g.shape == jnp.shape(kept)):
-            fits = g is None or _is_kept_as(kept, g.dtype, accumulator_dtype, name)
-        else:
-            fits = False
-        if not fits:
-            _raise_misfit(name, keystr(paths_of(updates)[i]), kept, g, accumulator_dtype)
+        if g is None:
+            continue
+        same_shape = kept is not None and g.shape == jnp.shape(kept)
+        if not same_shape or not _is_kept_as(name, _dtype_of(kept), g.dtype, accumulator_dtype):
+            path = keystr(paths_of(updates)[i])
+            _raise_misfit(name, path, kept, g, accumulator_dtype)
 
 
-def _is_kept_as(kept: Any, dtype: Any, accumulator_dtype: Any, name: str) -> bool:
-    expected = _expected_dtype(name, dtype, accumulator_dtype)
-    given = jnp.dtype("float8_e5m2") if _storage.is_one_byte(kept) else jnp.result_type(kept)
-    if accumulator_dtype is not None:
-        return given == expected
-    # Of the parameter's dtype, which is not known here: in float32 or float64, both are right.
-    return given == expected or (
-        jnp.issubdtype(given, jnp.complexfloating) == jnp.issubdtype(expected, jnp.complexfloating)
-        and jnp.issubdtype(given, jnp.inexact)
-        and at_least_float32(given) == given
-    )
+def _dtype_of(kept: Any) -> Any:
+    return _storage.FLOAT8 if _storage.is_one_byte(kept) else jnp.result_type(kept)
+
+
+@functools.cache
+def _is_kept_as(name: str, kept: Any, gradient: Any, accumulator_dtype: Any) -> bool:
+    expected = _expected_dtype(name, gradient, accumulator_dtype)
+    if kept == expected or accumulator_dtype is not None:
+        return kept == expected
+    # It follows the parameter, which may be wider than the gradient.
+    kinds = (jnp.floating, jnp.complexfloating)
+    same_kind = any(jnp.issubdtype(kept, k) and jnp.issubdtype(expected, k) for k in kinds)
+    return same_kind and at_least_float32(kept) == kept
 
 
 def _expected_dtype(name: str, dtype: Any, accumulator_dtype: Any) -> Any:
@@ -122,6 +129,6 @@ def _raise_misfit(name: str, path: str, kept: Any, g: jax.Array, accumulator_dty
     _validate.shape(f"updates{path}", g, kept, like=f"{name}{path} in the state")
     expected = _expected_dtype(name, g.dtype, accumulator_dtype)
     raise ValueError(
-        f"state: {name}{path} is {getattr(kept, 'dtype', type(kept).__name__)}, it must be "
-        f"{expected}: accumulator_dtype must be that of init; to go on in another, cast the state"
+        f"state: {name}{path} is {_dtype_of(kept)}, it must be {expected}: accumulator_dtype "
+        "must be that of init; to go on in another, cast the state"
     )

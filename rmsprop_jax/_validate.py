@@ -24,7 +24,7 @@ IN_FLOAT32 = (
     "in at least float32: bfloat16 makes 1 of 0.999; in optax.inject_hyperparams, "
     "hyperparam_dtype=jnp.float32 does that"
 )
-SAME_OPTIONS = "; all options must be those of the optimizer that made it"
+OTHER_STATE = "; the options must be those of the optimizer that made it"
 
 
 # Arguments.
@@ -71,7 +71,7 @@ def learning_rate(**named: Any) -> Any:
 
     def schedule(step: Any) -> Any:
         rate = value(step)
-        _number(f"{name}({step})", rate, "a finite number", math.isfinite)
+        _number(f"{name}(step)", rate, "a finite number", math.isfinite)
         return rate
 
     return schedule
@@ -99,7 +99,7 @@ def decays(*, mask: Any = None, **named: Any) -> bool:
     if value is not None:
         nonnegative(**named)
     elif mask is not None:
-        raise ValueError(f"mask needs {name}, a number >= 0; got None")
+        raise ValueError(f"mask must come with {name}, a number >= 0; got None")
     return value is not None and not is_zero(value)
 
 
@@ -238,5 +238,5 @@ def same_shapes_and_dtypes(name: str, tree: Any, expected: Any, like: str) -> No
 
 def few(paths: list[str]) -> str:
     """The first of them, and how many more there are: a message for people."""
-    shown = ", ".join(path if len(path) <= 40 else f"...{path[-37:]}" for path in paths[:2])
-    return (shown or "none") + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
+    shown = ", ".join(path if len(path) <= 40 else f"...{path[-37:]}" for path in paths[:3])
+    return (shown or "none") + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

@@ -60,10 +60,9 @@ def test_step(centered, eps_in_sqrt, bias_correction, momentum):
     assert not re.findall(r" copy(?:-start)?\(", ours.as_text())
     # Every array of parameters and state, and nothing but those, is written in place.
     assert ours.memory_analysis().alias_size_in_bytes == state_size(optimizer)
-    # The corrected variance needs its step's weight in two places. That is 16 bytes more of
-    # 46 million, with JAX 0.7.2 20.
-    scalars = 20 if centered and bias_correction else 0
-    assert bytes_accessed(ours) <= bytes_accessed(optax_s) + scalars
+    # The hyperparameters are one vector of three or four floats, and the corrected variance needs
+    # its step's weight in two places: some bytes of 29 million.
+    assert bytes_accessed(ours) <= bytes_accessed(optax_s) + 64
     if momentum == "nesterov":  # gradient over root is kept once, not twice
         assert bytes_accessed(ours) < bytes_accessed(optax_s) - 4 * SIZE + 64
 
@@ -113,4 +112,4 @@ def test_checks_leave_nothing_in_the_program():
     """The compiled program is arithmetic: no callback, no branch, no loop, no assertion."""
     text = compile_step(rmsprop_jax.rmsprop(1e-3, centered=True, momentum=0.9)).as_text()
     operations = set(re.findall(r" ([a-z-]+)\(", text[text.index("ENTRY") :]))
-    assert operations <= {"parameter", "fusion", "add", "tuple"}
+    assert operations <= {"parameter", "constant", "fusion", "add", "tuple"}

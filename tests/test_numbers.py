@@ -8,7 +8,7 @@ import pytest
 import reference
 
 import rmsprop_jax
-from rmsprop_jax import _moments
+from rmsprop_jax import _numerics
 
 STEPS = 200
 MOMENTA = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}]
@@ -179,8 +179,8 @@ def test_huge_gradient_does_not_freeze_its_parameter(centered, bias_correction, 
 @pytest.mark.parametrize("t", range(1, 20))
 def test_bias_correction_is_the_same_under_jit(t):
     """To the last bit: a power of an integer count is not."""
-    with_jit = jax.jit(lambda count: _moments.bias_correction(0.999, count))
-    assert _moments.bias_correction(0.999, jnp.int32(t)) == with_jit(jnp.int32(t))
+    with_jit = jax.jit(lambda count: _numerics.bias_correction(0.999, count))
+    assert _numerics.bias_correction(0.999, jnp.int32(t)) == with_jit(jnp.int32(t))
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.99, 0.999])
@@ -208,9 +208,8 @@ def test_counter_does_not_overflow(scale_by):
     state = corrected.init(g)._replace(count=jnp.int32(2**31 - 1))
     updates, state = corrected.update(g, state)
     np.testing.assert_allclose(updates, expected, rtol=1e-6)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state._replace(count=None), after
-    )
+    for name in set(state._fields) - {"count"}:
+        np.testing.assert_allclose(getattr(state, name), getattr(after, name), rtol=1e-6)
     assert state.count == 2**31 - 1
 
 

@@ -51,7 +51,7 @@ def steps(optimizer, gradients, params, apply=optax.apply_updates):
 def assert_close(a, b, rtol=1e-5):
     def close(x, y):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-9)
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-7)
 
     jax.tree.map(close, a, b)
 

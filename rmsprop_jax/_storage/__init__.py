@@ -15,11 +15,12 @@ from rmsprop_jax._storage._accumulator import (
     load,
     store,
 )
-from rmsprop_jax._storage._float8 import OneByteArray, is_one_byte
+from rmsprop_jax._storage._float8 import FLOAT8, OneByteArray, is_one_byte
 from rmsprop_jax._storage._rounding import Rounding, roundings, to_bfloat16
 from rmsprop_jax._storage._shards import shard_map_specs
 
 __all__ = [
+    "FLOAT8",
     "SUPPORTED_DTYPES",
     "OneByteArray",
     "Rounding",
