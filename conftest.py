@@ -3,5 +3,7 @@
 from importlib.util import find_spec
 
 collect_ignore = [
-    f"rmsprop_jax/interop/{name}.py" for name in ("torch", "keras") if find_spec(name) is None
+    f"rmsprop_jax/interop/{module}.py"
+    for module, framework in {"pytorch": "torch", "keras": "keras"}.items()
+    if find_spec(framework) is None
 ]

@@ -1,4 +1,4 @@
-"""What a narrow average costs and what it saves: ours, Optax's, torch's and bitsandbytes'.
+"""What a low-precision average costs and saves: ours, Optax's, torch's and bitsandbytes'.
 
 For each: the error of sqrt(v) against float64 after many steps, bytes of state and
 bytes that a compiled step moves a parameter, and the training loss of a small network.
@@ -28,8 +28,8 @@ import reference
 WIDTH = 4096
 DECAYS = training.DECAYS
 LEGEND = """
-state, moved: bytes a parameter, kept, and read and written by a step compiled for TPU v5e
-v, sqrt(v), decay: bias of v and spread of sqrt(v) over float64's, gradients within a factor of 400
+state, moved: bytes per parameter, kept, and read and written by a step compiled for TPU v5e
+v, sqrt(v), decay: bias of v and std of sqrt(v) over float64's, gradients within a factor of 400
 log-normal: percentiles of sqrt(v) over float64's, decay 0.999, sizes of gradients e**(2 N(0, 1))
 loss, decay: training loss of the digits network at the end, mean of the seeds
 """
@@ -209,7 +209,7 @@ def draw(
     left.set_ylabel(f"training loss of the digits (nats), {training.SEEDS} seeds")
     left.legend(ncols=3, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
     right.barh(list(sizes)[::-1], list(sizes.values())[::-1], color="0.6")
-    right.set_xlabel("bytes of state a parameter")
+    right.set_xlabel("bytes of state per parameter")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

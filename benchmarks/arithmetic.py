@@ -70,9 +70,9 @@ def row(
     return cells
 
 
-def noise(mean: float, spread: float, steps: int = 4000) -> np.ndarray:
-    """Gradients with a mean much larger than their spread."""
-    return mean + spread * np.random.default_rng(0).standard_normal((steps, 64))
+def noise(mean: float, std: float, steps: int = 4000) -> np.ndarray:
+    """Gradients with a mean much larger than their standard deviation."""
+    return mean + std * np.random.default_rng(0).standard_normal((steps, 64))
 
 
 def constant(g: float, steps: int = 100) -> np.ndarray:
@@ -130,9 +130,9 @@ def huge() -> Cells:
 
 
 ROWS: dict[str, Callable[[], Cells]] = {
-    "centred, mean 1e3, spread 1": lambda: row(noise(1e3, 1.0), centered=True),
-    "centred, mean 1e4, spread 1": lambda: row(noise(1e4, 1.0), centered=True),
-    "centred, mean 1e6, spread 100": lambda: row(noise(1e6, 1e2), centered=True),
+    "centred, mean 1e3, std 1": lambda: row(noise(1e3, 1.0), centered=True),
+    "centred, mean 1e4, std 1": lambda: row(noise(1e4, 1.0), centered=True),
+    "centred, mean 1e6, std 100": lambda: row(noise(1e6, 1e2), centered=True),
     "float16, g = 1e-4": lambda: row(constant(1e-4), "float16"),
     "float16, g = 300": lambda: row(constant(300.0), "float16"),
     "bfloat16, decay 0.999: the average": average_in_bfloat16,

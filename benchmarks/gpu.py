@@ -101,7 +101,7 @@ def main() -> None:
     device = jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), 2**{args.log2_size} parameters")
     print(versions(), end="\n\n")
-    print("| method | leaves | ms a step | of the floor | copy, GB/s |")
+    print("| method | leaves | ms per step | of the floor | copy, GB/s |")
     print("|---|---|---|---|---|")
     for cells in rows:
         print("| " + " | ".join(cells) + " |")

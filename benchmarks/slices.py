@@ -1,8 +1,8 @@
 """How the state of a sharded RMSprop scales to slices of a TPU pod, as the compiler sees it.
 
 The optimizer's part of a training step is compiled ahead of time for two language models,
-fully sharded over all chips of a slice: what each chip holds of the state, what chips say to
-each other, how long it takes to compile, and how large the program is. Nothing is run on a
+with FSDP over all chips of a slice: what each chip holds of the state, which collectives the
+chips run, how long it takes to compile, and how large the program is. Nothing is run on a
 TPU, and nothing is allocated; it needs the TPU compiler: `pip install -e '.[tpu]'`.
 """
 
@@ -59,8 +59,8 @@ class Measured(NamedTuple):
     """One program.
 
     Attributes:
-      state: Bytes a chip, by the shardings.
-      padded: The same as it lies in memory.
+      state: Bytes per chip, by the shardings.
+      padded: The same in memory, with the padding of the compiler's tiles.
       collectives: Of the program.
       seconds: To trace and compile it.
       program: Its bytes.
@@ -74,7 +74,7 @@ class Measured(NamedTuple):
 
 
 def parameters(model: Model) -> Any:
-    """The tree of shapes, one leaf a matrix a layer."""
+    """The tree of shapes, one leaf per matrix and layer."""
 
     def leaf(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -107,7 +107,7 @@ def count(params: Any) -> int:
 
 
 def shard_bytes(tree: Any) -> int:
-    """What a chip holds of a tree."""
+    """Bytes that a chip holds of a tree."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
@@ -120,26 +120,26 @@ def padded_bytes(tree: Any, formats: Any) -> int:
         shard = x.sharding.shard_shape(x.shape)
         tile = layout.tiling[0]
         axes = [1] * len(tile) + [shard[i] for i in layout.major_to_minor]
-        # The tile lies along the last axes, each of which is filled up to a multiple.
-        whole, tiled = axes[: -len(tile)], axes[-len(tile) :]
+        # The last axes are tiled, and each is padded to a multiple of the tile.
+        untiled, tiled = axes[: -len(tile)], axes[-len(tile) :]
         tiled = [math.ceil(a / t) * t for a, t in zip(tiled, tile, strict=True)]
-        return math.prod(whole + tiled) * x.dtype.itemsize
+        return math.prod(untiled + tiled) * x.dtype.itemsize
 
     leaves, formats = jax.tree.leaves(tree), jax.tree.leaves(formats)
     return sum(size(x, f.layout) for x, f in zip(leaves, formats, strict=True))
 
 
 def measure(model: Model, mesh: Mesh, dtype: str) -> Measured:
-    """Compiles the optimizer's part, fully sharded.
+    """Compiles the optimizer's part with FSDP.
 
     Raises:
-      RuntimeError: If the program does not hold each chip's part and no more.
+      RuntimeError: If the program does not hold exactly each chip's shard.
     """
     optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype)
     params = parameters(model)
     state = jax.eval_shape(optimizer.init, params)
-    params = tpu.placed(params, sharding.spread(params, mesh))
-    state = tpu.placed(state, sharding.of_state(optimizer, params))
+    params = tpu.placed(params, sharding.shard_over(params, mesh))
+    state = tpu.placed(state, sharding.state_shardings(optimizer, params))
 
     began = time.perf_counter()
     compiled = tpu.compile_update(optimizer, params, state)
@@ -240,7 +240,7 @@ def main() -> None:
 
     print("Compiled for TPU ahead of time: the compiler's view. Nothing was run on a TPU.")
     print(LEGEND)
-    header = ["parameters", "storage", "slice", "chips", "state, MB a chip", "padding"]
+    header = ["parameters", "storage", "slice", "chips", "state, MB per chip", "padding"]
     header += ["collectives", "compile, s", "program, MB"]
     print("| " + " | ".join(header) + " |")
     print("|---" * len(header) + "|")
@@ -248,7 +248,7 @@ def main() -> None:
         print("| " + " | ".join(row) + " |")
     of_all = ", ".join(f"{size:.3f} in {dtype}" for dtype, size in largest.items())
     print(
-        f"\nslices: bytes of state a parameter on all chips of a slice together, at most {of_all}; "
+        f"\nslices: bytes of state per parameter, all chips of a slice together: at most {of_all}; "
         f"compiled only, nothing was run on a TPU; {versions()}, libtpu {version('libtpu')}; "
         f"{time.perf_counter() - began:.0f} s"
     )

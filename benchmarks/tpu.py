@@ -64,7 +64,7 @@ def compile_step(
       apply: What adds updates to parameters, given the number of the step too; ``None`` is
         Optax's, which has no use for it.
       devices: How many chips of the slice to use.
-      spec: How parameters and state are spread over them.
+      spec: How parameters and state are sharded over them.
     """
     mesh = slice_mesh(topology, devices)
 
@@ -88,10 +88,10 @@ def slice_mesh(
 def placed(tree: Any, shardings: Any) -> Any:
     """The shapes in a tree, on devices."""
 
-    def place(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    def with_sharding(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return jax.tree.map(place, tree, shardings)
+    return jax.tree.map(with_sharding, tree, shardings)
 
 
 def compile_update(

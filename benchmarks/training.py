@@ -2,7 +2,7 @@
 
 A dense network on the digits of scikit-learn, and a recurrent one on the characters of
 Python's own help texts, five seeds each. Prints the training loss at the end, and draws
-its course. Averages rounded to nearest stand beside those rounded without bias.
+its course. Averages rounded to nearest stand beside stochastically rounded ones.
 """
 
 import argparse
@@ -199,7 +199,7 @@ def train(task: Task, storage: Storage, epochs: int) -> np.ndarray:
 
 
 def draw(results: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """A panel a task and decay: the course of the loss, the mean over seeds and its spread."""
+    """One panel per task and decay: the loss by step, its mean and range over seeds."""
     figure, axes = plt.subplots(
         len(results), len(DECAYS), figsize=(12, 7), squeeze=False, layout="constrained"
     )

@@ -151,7 +151,7 @@ def bits_of(network: Network, carry: Carry, text: jax.Array) -> tuple[jax.Array,
 
 
 def ngram_bits(text: Text) -> list[float]:
-    """Bits a held-out character of n-gram models, n from 1, smoothed as Witten and Bell do.
+    """Bits per held-out character of n-gram models, n from 1, smoothed as Witten and Bell do.
 
     Each falls back on the shorter one, the more the more kinds of successor it has seen.
     """
@@ -165,9 +165,9 @@ def ngram_bits(text: Text) -> list[float]:
         for gram, count in counts.items():
             seen[gram[:-1]] += count
             kinds[gram[:-1]] += 1
-        whole = training[len(training) - n + 1 :] + held_out
+        characters = training[len(training) - n + 1 :] + held_out
         for i, shorter in enumerate(chances):
-            gram = whole[i : i + n]
+            gram = characters[i : i + n]
             before = gram[:-1]
             if before in seen:
                 chances[i] = (counts[gram] + kinds[before] * shorter) / (
@@ -178,11 +178,11 @@ def ngram_bits(text: Text) -> list[float]:
 
 
 def lzma_bits(text: Text) -> float:
-    """Bits a held-out character that lzma adds when it has read the training text."""
-    whole = np.concatenate([text.training, text.held_out])
+    """Bits per held-out character that lzma adds when it has read the training text."""
+    everything = np.concatenate([text.training, text.held_out])
     before, after = (
         len(lzma.compress("".join(text.alphabet[c] for c in part).encode(), preset=9))
-        for part in (text.training, whole)
+        for part in (text.training, everything)
     )
     return (after - before) * 8 / len(text.held_out)
 
@@ -219,7 +219,7 @@ def draw(
     best = int(np.argmin(ngrams))
     left.axhline(ngrams[best], color="#009E73", linestyle="-.", label=f"best n-gram ({best + 1})")
     left.axhline(ngrams[0], color="#555555", linestyle=":", label="unigram")
-    left.set(xlabel="step", ylabel="bits a character", title="what the next character costs")
+    left.set(xlabel="step", ylabel="bits per character", title="what the next character costs")
     left.set_ylim(1, 5)
     left.grid(alpha=0.3)
     left.legend(loc="upper right", bbox_to_anchor=(1, 0.88))
@@ -276,7 +276,7 @@ def main() -> None:
         print(f"{n}-gram: {bits:.2f} bits a held-out character")
     print(f"lzma: {lzma_bits(text):.2f}, learning as it goes")
     print(
-        f"char_rnn: {history.held_out[-1]:.2f} bits a character on {len(text.held_out)} held-out "
+        f"char_rnn: {history.held_out[-1]:.2f} bits per character on {len(text.held_out)} held-out "
         f"characters, best n-gram {min(ngrams):.2f}, unigram {ngrams[0]:.2f}; "
         f"{jax.devices()[0].device_kind}, {time.perf_counter() - began:.0f} s; "
         f"picture in {args.output}"

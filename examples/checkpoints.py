@@ -1,7 +1,7 @@
-"""Orbax checkpoints that are known to be whole, and of this model, before they are read.
+"""Orbax checkpoints that are known to be complete, and of this model, before they are read.
 
 Orbax writes a checkpoint under another name and renames it, so one that was cut off is not
-taken for one. It keeps no checksums: a bit that has flipped since is read as it is. Here each
+restored. It keeps no checksums: a bit that has flipped since is read as it is. Here each
 checkpoint has a `seal.json`: the checksum of every file, and shape and dtype of every leaf. For
 that, one process reads back what was written, at each save and at the start.
 """
@@ -22,7 +22,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 SEAL = "seal.json"
 UNFINISHED = f"it was not finished, it has no {SEAL}"
-# In the place of a step.
+# Instead of a step.
 NONE, UNFIT = -1, -2
 # At each save Orbax warns that there is nothing to merge, which is so by choice.
 logging.getLogger("absl").addFilter(lambda record: "Skipping merge" not in record.getMessage())
@@ -42,7 +42,7 @@ class Checkpoints:
                 f"from its seal on; got {folder} and {keep}"
             )
         self.folder = folder.absolute()
-        # What a run must have in common with the one that it goes on with.
+        # What a run must have in common with the one that it continues.
         self.settings = settings or {}
         self.manager = ocp.CheckpointManager(
             self.folder,

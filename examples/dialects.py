@@ -54,8 +54,8 @@ def draw(columns: dict[str, dict[str, History]], path: Path) -> None:
     )
     for axes, (title, histories) in zip(panels, columns.items(), strict=True):
         for name, history in histories.items():
-            whole = len(history.losses) // WINDOW * WINDOW
-            mean = np.reshape(history.losses[:whole], (-1, WINDOW)).mean(axis=1)
+            used = len(history.losses) // WINDOW * WINDOW
+            mean = np.reshape(history.losses[:used], (-1, WINDOW)).mean(axis=1)
             axes.plot(np.arange(1, len(mean) + 1) * WINDOW, mean, label=name, **STYLES[name])
         axes.set(xlabel="step", title=title, yscale="log")
         axes.grid(alpha=0.3)

@@ -15,7 +15,7 @@ clipping and the exploration's first and last rate are kept. What is changed, an
   of them 480 to 500, and not every seed came to 400.
 - What plays is an average of the weights over about the last fifth of training: the weights
   themselves balance at one evaluation and fall at the next.
-- Double Q-learning, and targets that follow by 1 % an update, in the place of copies. The
+- Double Q-learning, and targets that follow by 1 % per update, instead of copies. The
   values still end above what is possible (right panel), as the largest of several uncertain
   values does; to play, only their order matters.
 - The replay keeps every step, the early falls with them.

@@ -1,9 +1,9 @@
-"""Resumes in JAX a run that torch began, and shows that it goes on as torch's own does.
+"""Resumes a torch run in JAX, and shows that it continues as torch's own run does.
 
 A small convolutional network learns scikit-learn's handwritten digits with torch's
 RMSprop, centred and with momentum, and saves a checkpoint half-way. From there torch
-goes on by itself, and JAX goes on from the file, on the same batches. For comparison
-JAX goes on a second time with the parameters alone, and a new state. Needs torch.
+continues by itself, and JAX continues from the file, on the same batches. For comparison
+JAX continues a second time with the parameters alone, and a new state. Needs torch.
 """
 
 import argparse
@@ -70,21 +70,21 @@ def train_in_torch(
     return losses
 
 
-def resume(file: Path, model: torch.nn.Module) -> tuple[nnx.GraphDef, interop.Resumed]:
-    """Flax's network, and torch's run to go on with it."""
+def restore(file: Path, model: torch.nn.Module) -> tuple[nnx.GraphDef, interop.Restored]:
+    """Flax's network, and torch's run restored for it."""
     graph, variables = nnx.split(Network(nnx.Rngs(0)), nnx.Param)
-    # From torch's names and axes to Flax's. The two flatten an image in another order.
-    mapping = interop.torch.mapping_of(model)
-    mapping["hidden.weight"] = interop.Place(
-        "hidden/kernel", axes=(2, 3, 1, 0), unflatten=(56, 32, 4, 4)
+    # From torch's names and axes to Flax's. The two flatten images in different orders.
+    mapping = interop.pytorch.mapping_of(model)
+    mapping["hidden.weight"] = interop.Leaf(
+        "hidden/kernel", transpose=(2, 3, 1, 0), reshape=(56, 32, 4, 4)
     )
-    return graph, interop.torch.load(file, nnx.to_pure_dict(variables), mapping)
+    return graph, interop.pytorch.load(file, nnx.to_pure_dict(variables), mapping)
 
 
 def train_in_jax(
-    graph: nnx.GraphDef, resumed: interop.Resumed, data: Digits, batches: np.ndarray
+    graph: nnx.GraphDef, restored: interop.Restored, data: Digits, batches: np.ndarray
 ) -> list[float]:
-    """Goes on with the resumed run; the loss of each step."""
+    """Continues the restored run; the loss of each step."""
 
     def loss_of(params: dict, batch: Digits) -> jax.Array:
         logits = nnx.merge(graph, nnx.State(params))(batch.images)
@@ -95,10 +95,10 @@ def train_in_jax(
         params: dict, state: optax.OptState, batch: Digits
     ) -> tuple[Any, optax.OptState, jax.Array]:
         loss, gradients = jax.value_and_grad(loss_of)(params, batch)
-        updates, state = resumed.optimizer.update(gradients, state, params)
+        updates, state = restored.optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    params, state, losses = resumed.params, resumed.state, []
+    params, state, losses = restored.params, restored.state, []
     for chosen in tqdm(batches, desc="JAX  ", unit="step"):
         params, state, loss = step(params, state, Digits(data.images[chosen], data.labels[chosen]))
         losses.append(float(loss))
@@ -125,13 +125,13 @@ def run(args: argparse.Namespace) -> Losses:
             "optimizer_state_dict": optimizer.state_dict(),
         }
         torch.save(checkpoint, file)
-        graph, resumed = resume(file, model)
-    print(f"resumed at step {resumed.step} with {resumed.hyperparameters[0]}")
-    afresh = resumed._replace(state=resumed.optimizer.init(resumed.params))
+        graph, restored = restore(file, model)
+    print(f"resumed at step {restored.step} with {restored.hyperparameters[0]}")
+    with_new_state = restored._replace(state=restored.optimizer.init(restored.params))
     return Losses(
         losses + train_in_torch(model, optimizer, data, second),
-        train_in_jax(graph, resumed, data, second),
-        train_in_jax(graph, afresh, data, second),
+        train_in_jax(graph, restored, data, second),
+        train_in_jax(graph, with_new_state, data, second),
     )
 
 
@@ -144,12 +144,12 @@ def draw(losses: Losses, path: Path) -> None:
     )
     upper.plot(steps, losses.torch, color="#56B4E9", linewidth=5, label="torch")
     upper.plot(steps[half:], losses.jax, color="#000000", linewidth=1, label="JAX, resumed")
-    afresh = {"color": "#D55E00", "linestyle": "--", "linewidth": 1}
-    upper.plot(steps[half:], losses.without_state, label="JAX, without the state", **afresh)
+    without_state = {"color": "#D55E00", "linestyle": "--", "linewidth": 1}
+    upper.plot(steps[half:], losses.without_state, label="JAX, without the state", **without_state)
     upper.set(ylabel="cross-entropy of the batch", yscale="log")
     upper.set_title("A run that torch began, resumed in JAX on the same batches")
     lower.plot(steps[half:], differences(losses.jax, losses), color="#000000", linewidth=1)
-    lower.plot(steps[half:], differences(losses.without_state, losses), **afresh)
+    lower.plot(steps[half:], differences(losses.without_state, losses), **without_state)
     lower.set(xlabel="step", ylabel="relative difference", yscale="log")
     for axes in (upper, lower):
         axes.axvline(half + 0.5, color="#555555", linestyle=":", label="checkpoint")

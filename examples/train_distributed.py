@@ -1,10 +1,10 @@
-"""Trains one network on all devices of one process or of many, and goes on where it was killed.
+"""Trains one network on all devices of one process or of many, and continues if it was killed.
 
-On a CPU it pretends to be eight devices, and ``--processes 2`` starts two processes of four. On
-a cluster the scheduler starts one process a host, each with ``--cluster``. The layout says
-what each device holds: all (data-parallel), all parameters and its part of the state (ZeRO-1),
-or its part of both (fully sharded). Start the same command again after a crash, and it goes on
-from the newest good checkpoint, to the same bits.
+On a CPU it simulates eight devices, and ``--processes 2`` starts two processes with four each. On
+a cluster the scheduler starts one process per host, each with ``--cluster``. The layout says
+what each device holds: everything (data-parallel), all parameters and a shard of the state
+(ZeRO-1), or a shard of both (FSDP). Start the same command again after a crash, and it continues
+from the newest good checkpoint, bit for bit.
 """
 
 import argparse
@@ -35,19 +35,19 @@ from tqdm import tqdm
 
 from rmsprop_jax import rmsprop, sharding
 
-LAYOUTS = ("data-parallel", "zero-1", "fully-sharded")
+LAYOUTS = ("data-parallel", "zero-1", "fsdp")
 STORAGES = ("float32", "bfloat16", "float8_e5m2")
 # There are ten digits; sixteen outputs can be shared by eight devices.
 SIZES = (64, 512, 512, 16)
 TRAINING = 1280
-# What a run that goes on must have in common with the first; layout and devices may change.
+# What a restored run must have in common with the first; layout and devices may change.
 SETTINGS = ("seed", "steps", "batch_size", "learning_rate")
 
-AGAIN = "the same command goes on from the newest checkpoint, if there is one"
+AGAIN = "the same command continues from the newest checkpoint, if there is one"
 
 
-class Places(NamedTuple):
-    """Shardings: of the parameters, of the state, and of gradients as the update begins."""
+class Shardings(NamedTuple):
+    """Shardings of the parameters, of the state, and of the gradients before the update."""
 
     params: Any
     state: Any
@@ -55,7 +55,7 @@ class Places(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a training has come to."""
+    """The result of a training."""
 
     params: Any
     state: Any
@@ -95,41 +95,43 @@ def logits_of(params: Any, x: jax.Array) -> jax.Array:
     return x @ last["w"] + last["b"]
 
 
-def places_of(layout: str, optimizer: optax.GradientTransformation, mesh: Mesh) -> Places:
-    """Where everything lies in a layout."""
+def shardings_of(layout: str, optimizer: optax.GradientTransformation, mesh: Mesh) -> Shardings:
+    """The shardings of a layout."""
     params = jax.eval_shape(initial_params, 0)
-    whole = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), params)
-    parts = sharding.spread(params, mesh)
-    of_gradients = whole if layout == "data-parallel" else parts
-    of_params = parts if layout == "fully-sharded" else whole
-    return Places(of_params, sharding.of_state(optimizer, params, of_gradients), of_gradients)
+    replicated = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), params)
+    sharded = sharding.shard_over(params, mesh)
+    of_gradients = replicated if layout == "data-parallel" else sharded
+    of_params = sharded if layout == "fsdp" else replicated
+    of_state = sharding.state_shardings(optimizer, params, of_gradients)
+    return Shardings(of_params, of_state, of_gradients)
 
 
-def step_of(optimizer: optax.GradientTransformation, places: Places, whole: Any) -> Any:
-    """The compiled training step. What devices exchange follows from where everything lies."""
+def step_of(optimizer: optax.GradientTransformation, shardings: Shardings, replicated: Any) -> Any:
+    """The compiled training step. Communication between devices follows from the shardings."""
 
     def step(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
         def loss_of(params: Any) -> jax.Array:
-            logits = logits_of(sharding.constrain(params, whole), x)
+            logits = logits_of(sharding.with_sharding_constraint(params, replicated), x)
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
         loss, gradients = jax.value_and_grad(loss_of)(params)
-        gradients = sharding.constrain(gradients, places.gradients)
+        gradients = sharding.with_sharding_constraint(gradients, shardings.gradients)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    return jax.jit(step, donate_argnums=(0, 1), out_shardings=(places.params, places.state, None))
+    out_shardings = (shardings.params, shardings.state, None)
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings)
 
 
 def train(args: argparse.Namespace) -> Run:
     """Trains from the newest checkpoint, or from the start."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     optimizer = optimizer_of(args, args.storage)
-    places = places_of(args.layout, optimizer, mesh)
-    whole = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), places.params)
-    step = step_of(optimizer, places, whole)
-    params = jax.jit(initial_params, out_shardings=places.params)(args.seed)
-    state = jax.jit(optimizer.init, out_shardings=places.state)(params)
+    shardings = shardings_of(args.layout, optimizer, mesh)
+    replicated = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shardings.params)
+    step = step_of(optimizer, shardings, replicated)
+    params = jax.jit(initial_params, out_shardings=shardings.params)(args.seed)
+    state = jax.jit(optimizer.init, out_shardings=shardings.state)(params)
 
     data: Any = load_digits()
     order = np.random.default_rng(args.seed).permutation(len(data.target))
@@ -137,11 +139,11 @@ def train(args: argparse.Namespace) -> Run:
     rows = NamedSharding(mesh, PartitionSpec("data"))
 
     def batch(number: int) -> list[jax.Array]:
-        # Of the step's number alone, so that a run that goes on sees what the first would have.
+        # Depends on the step alone, so that a restored run sees the batches of the first.
         chosen = np.random.default_rng((args.seed, number)).integers(TRAINING, size=args.batch_size)
         return [
-            jax.make_array_from_callback(part.shape, rows, lambda index, part=part: part[index])
-            for part in (images[chosen], labels[chosen])
+            jax.make_array_from_callback(array.shape, rows, lambda index, array=array: array[index])
+            for array in (images[chosen], labels[chosen])
         ]
 
     losses = []
@@ -151,7 +153,7 @@ def train(args: argparse.Namespace) -> Run:
         first, tree = checkpoints.restore(tree) or (0, tree)
         params, state = tree["params"], tree["state"]
         if first and jax.process_index() == 0:
-            print(f"goes on at step {first}", file=sys.stderr)
+            print(f"continues at step {first}", file=sys.stderr)
         with tqdm(
             total=args.steps, initial=first, unit="step", disable=jax.process_index() > 0
         ) as bar:
@@ -163,13 +165,13 @@ def train(args: argparse.Namespace) -> Run:
                 if (number + 1) % args.checkpoint_every == 0 or number + 1 == args.steps:
                     checkpoints.save(number + 1, {"params": params, "state": state})
 
-    params = jax.jit(lambda params: params, out_shardings=whole)(params)
+    params = jax.jit(lambda params: params, out_shardings=replicated)(params)
     guesses = jax.jit(logits_of)(params, images[TRAINING:]).argmax(axis=1)
     return Run(params, state, first, losses, float(np.mean(guesses == labels[TRAINING:])))
 
 
-def bytes_on_a_device(tree: Any, shardings: Any) -> int:
-    """What each device holds of a tree of arrays or of their shapes."""
+def bytes_per_device(tree: Any, shardings: Any) -> int:
+    """Bytes that each device holds of a tree of arrays or of their shapes."""
 
     def held(leaf: Any, sharding: NamedSharding) -> int:
         return int(np.prod(sharding.shard_shape(leaf.shape), dtype=int)) * leaf.dtype.itemsize
@@ -195,10 +197,10 @@ def draw(args: argparse.Namespace, run: Run) -> None:
         optimizer = optimizer_of(args, storage)
         state = jax.eval_shape(optimizer.init, params)
         for layout in LAYOUTS:
-            places = places_of(layout, optimizer, mesh)
+            shardings = shardings_of(layout, optimizer, mesh)
             row, is_run = len(ticks), (storage, layout) == (args.storage, args.layout)
-            sizes = bytes_on_a_device(params, places.params), bytes_on_a_device(state, places.state)
-            kilobytes = [size / 1000 for size in sizes]
+            trees = (params, shardings.params), (state, shardings.state)
+            kilobytes = [bytes_per_device(*tree) / 1000 for tree in trees]
             style = {"edgecolor": "black", "linewidth": 2.0 if is_run else 0.3}
             left.barh(row, kilobytes[0], color="#56B4E9", **style)
             bar = left.barh(row, kilobytes[1], left=kilobytes[0], color="#D55E00", **style)
@@ -226,7 +228,7 @@ def report(args: argparse.Namespace, run: Run, seconds: float) -> None:
         draw(args, run)
         picture = f"picture in {args.output}"
     else:
-        print("this run was finished before; another folder of checkpoints begins anew")
+        print("this run was finished before; another folder of checkpoints begins a new one")
         picture = "no new picture"
     bits = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params))
     print(
@@ -271,7 +273,7 @@ def work(args: argparse.Namespace, process: int = 0, address: str | None = None)
             traceback.print_exc()
         elif jax.process_index() == 0:
             print(error, file=sys.stderr)
-        # At once: an orderly exit waits for the others, and they for this one's part of a sum.
+        # At once: an orderly exit waits for the others, and they wait for this one's data.
         os._exit(1)
 
 
@@ -313,7 +315,7 @@ def parse_arguments() -> argparse.Namespace:
     """The flags, each checked."""
     parser = flags.parser(__doc__, "train_distributed.png")
     number = flags.whole_number
-    parser.add_argument("--layout", choices=LAYOUTS, default="zero-1", help="what lies where")
+    parser.add_argument("--layout", choices=LAYOUTS, default="zero-1", help="what is sharded")
     parser.add_argument(
         "--storage", choices=STORAGES, default="float32", help="how averages are kept"
     )
@@ -321,7 +323,7 @@ def parse_arguments() -> argparse.Namespace:
         "--devices",
         type=number,
         default=8,
-        help="how many a CPU pretends to be, in all processes together; not with --cluster",
+        help="how many a CPU simulates, in all processes together; not with --cluster",
     )
     parser.add_argument(
         "--processes", type=number, default=1, help="how many to start on this machine, on its CPU"
@@ -333,7 +335,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=number, default=200, help="in all")
     parser.add_argument(
-        "--batch-size", type=number, default=128, help="digits a step, on all devices together"
+        "--batch-size", type=number, default=128, help="digits per step, on all devices together"
     )
     parser.add_argument(
         "--learning-rate",
@@ -348,7 +350,7 @@ def parse_arguments() -> argparse.Namespace:
         "--checkpoints",
         type=Path,
         default=Path("train_distributed.checkpoints"),
-        help="their folder, which all processes see; another layout goes on, another folder begins",
+        help="their folder, which all processes see; another layout continues the run",
     )
     args = parser.parse_args()
     if args.devices % args.processes:

@@ -87,7 +87,8 @@ def _roundings(step: Any, paths: Any, ndims: Any) -> list[_storage.Rounding]:
         )
     # A hash takes 32 bits.
     count = step if isinstance(step, jax.Array) else jnp.uint32(int(step) % 2**32)
-    return _storage.roundings(count, "params", paths, ndims)
+    _, (roundings,) = _storage.roundings(count, ["params"], paths, ndims)
+    return roundings
 
 
 def _add(p: Any, u: Any, rounding: _storage.Rounding | None, path: str) -> Any:

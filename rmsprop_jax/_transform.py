@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from rmsprop_jax import _numerics, _rmsprop, _storage, _validate
@@ -72,31 +70,42 @@ def rms(
         del params
         count = optax.safe_increment(state.count) if counts else None
         correction = _numerics.bias_correction(decay, count) if bias_correction else 1.0
-        shared = _shared(decay, 1 - decay, eps, correction)
-        step = partial(_rms_step, shared, eps_in_sqrt, bias_correction)
-        updates, new = per_leaf(step, updates, {"nu": state.nu}, accumulator_dtype, count)
-        return updates, state._replace(**new, **_if_counted(count))
+        updates, new = per_leaf(
+            partial(_rms_step, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction),
+            updates,
+            {"nu": state.nu},
+            scalars=(decay, 1 - decay, eps, correction),
+            accumulator_dtype=accumulator_dtype,
+            count=count,
+        )
+        return updates, state._replace(**new, **({"count": count} if counts else {}))
 
     return optax.GradientTransformation(init, update)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
+@partial(jax.jit, static_argnames=("eps_in_sqrt", "bias_correction"))
 def _rms_step(
-    shared: jax.Array,
-    eps_in_sqrt: bool,
-    bias_correction: bool,
+    scalars: jax.Array,
     g: jax.Array,
     kept: Any,
     rounding: _storage.Rounding | None,
+    *,
+    eps_in_sqrt: bool,
+    bias_correction: bool,
 ) -> tuple[jax.Array, Any]:
     v = _storage.load(kept)
     g = g.astype(jnp.result_type(g, v))
     chex.assert_equal_shape([g, v])
-    decay, weight, eps, correction = shared.astype(v.dtype)
+    decay, weight, eps, correction = scalars[:4].astype(v.dtype)
     u, v = _rmsprop.rms(
-        g, v, decay=decay, weight=weight, eps=eps, eps_in_sqrt=eps_in_sqrt,
-        **{"correction": correction} if bias_correction else {},
-    )  # fmt: skip
+        g,
+        v,
+        decay=decay,
+        weight=weight,
+        eps=eps,
+        eps_in_sqrt=eps_in_sqrt,
+        correction=correction if bias_correction else 1,
+    )
     return u, _storage.store(v, kept, rounding, shrink=decay)
 
 
@@ -111,10 +120,10 @@ def stddev(
 ) -> optax.GradientTransformation:
     """`scale_by_stddev`, unchecked."""
     counts = bias_correction or _storage.is_low_precision(accumulator_dtype)
-    # The corrected averages hold gradients only; `update` adds the start to them.
-    start = 0.0 if bias_correction else initial_scale
 
     def init(params: optax.Params) -> ScaleByStddevState:
+        # The corrected averages hold gradients only; `update` adds the start to them.
+        start = 0.0 if bias_correction else initial_scale
         mu = _averages(params, 0.0, accumulator_dtype)
         var = _averages(params, start, accumulator_dtype, nonnegative=True)
         return ScaleByStddevState(_zero() if counts else None, mu, var)
@@ -124,37 +133,48 @@ def stddev(
     ) -> tuple[optax.Updates, ScaleByStddevState]:
         del params
         count = optax.safe_increment(state.count) if counts else None
-        weight, rest = 1 - decay, 0.0
+        weight, start = 1 - decay, 0.0
         if bias_correction:
             weight = _numerics.newest_weight(decay, count)
-            rest = initial_scale * _numerics.corrected_start(decay, count)
-        step = partial(_stddev_step, _shared(weight, eps, rest), eps_in_sqrt, bias_correction)
-        averages = {"mu": state.mu, "var": state.var}
-        updates, new = per_leaf(step, updates, averages, accumulator_dtype, count)
+            start = initial_scale * _numerics.corrected_start(decay, count)
+        updates, new = per_leaf(
+            partial(_stddev_step, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction),
+            updates,
+            {"mu": state.mu, "var": state.var},
+            scalars=(weight, eps, start),
+            accumulator_dtype=accumulator_dtype,
+            count=count,
+        )
         return updates, ScaleByStddevState(count, **new)
 
     return optax.GradientTransformation(init, update)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
+@partial(jax.jit, static_argnames=("eps_in_sqrt", "bias_correction"))
 def _stddev_step(
-    shared: jax.Array,
-    eps_in_sqrt: bool,
-    bias_correction: bool,
+    scalars: jax.Array,
     g: jax.Array,
     kept_mean: Any,
     kept_variance: Any,
     rounding_mean: _storage.Rounding | None,
     rounding_variance: _storage.Rounding | None,
+    *,
+    eps_in_sqrt: bool,
+    bias_correction: bool,
 ) -> tuple[jax.Array, Any, Any]:
     m, s = _storage.load(kept_mean), _storage.load(kept_variance)
     g = g.astype(jnp.result_type(g, m))
     chex.assert_equal_shape([g, m, s])
-    weight, eps, start = shared.astype(s.dtype)
+    weight, eps, start = scalars[:3].astype(s.dtype)
     u, m, s = _rmsprop.stddev(
-        g, m, s, weight=weight, eps=eps, eps_in_sqrt=eps_in_sqrt,
-        **{"start": start} if bias_correction else {},
-    )  # fmt: skip
+        g,
+        m,
+        s,
+        weight=weight,
+        eps=eps,
+        eps_in_sqrt=eps_in_sqrt,
+        start=start if bias_correction else 0,
+    )
     m = _storage.store(m, kept_mean, rounding_mean)
     return u, m, _storage.store(s, kept_variance, rounding_variance, shrink=1 - weight)
 
@@ -172,25 +192,32 @@ def trace(
     def update(updates: optax.Updates, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         count = optax.safe_increment(state.step) if counts else None
-        step = partial(_trace_step, momentum, nesterov)
-        updates, new = per_leaf(step, updates, {"trace": state.trace}, accumulator_dtype, count)
-        return updates, LowPrecisionTraceState(count, **new) if counts else optax.TraceState(**new)
+        updates, new = per_leaf(
+            partial(_trace_step, nesterov=nesterov),
+            updates,
+            {"trace": state.trace},
+            scalars=(momentum,),
+            accumulator_dtype=accumulator_dtype,
+            count=count,
+        )
+        return updates, state._replace(**new, **({"step": count} if counts else {}))
 
     return optax.GradientTransformation(init, update)
 
 
-@partial(jax.jit, static_argnums=1)
+@partial(jax.jit, static_argnames="nesterov")
 def _trace_step(
-    momentum: ArrayLike,
-    nesterov: bool,
+    scalars: jax.Array,
     x: jax.Array,
     kept: Any,
     rounding: _storage.Rounding | None,
+    *,
+    nesterov: bool,
 ) -> tuple[jax.Array, Any]:
     b = _storage.load(kept)
     x = x.astype(jnp.result_type(x, b))
     chex.assert_equal_shape([x, b])
-    momentum = jnp.asarray(momentum, jnp.finfo(b.dtype).dtype)
+    momentum = scalars[0].astype(jnp.finfo(b.dtype).dtype)
     step, b = _rmsprop.trace(x, b, momentum=momentum, nesterov=nesterov)
     return step, _storage.store(b, kept, rounding)
 
@@ -233,21 +260,5 @@ def _averages(
     return jax.tree.map(lambda p: keep(p, start, accumulator_dtype), params)
 
 
-def _shared(*scalars: ArrayLike) -> jax.Array:
-    """What all leaves multiply by, as one vector.
-
-    On a GPU, XLA puts leaves of one shape into one kernel if they read one array, and not if they
-    read constants or scalars: 12 kernels, not 174, for a transformer of 174 leaves. The barrier
-    keeps it from being taken apart.
-    """
-    dtype = jax.dtypes.canonicalize_dtype(float)
-    known = not any(isinstance(x, jax.Array) for x in scalars)
-    return lax.optimization_barrier(jnp.asarray(np.array(scalars) if known else scalars, dtype))
-
-
 def _zero() -> jax.Array:
     return jnp.zeros([], jnp.int32)
-
-
-def _if_counted(count: Any) -> dict[str, Any]:
-    return {} if count is None else {"count": count}

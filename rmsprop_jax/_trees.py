@@ -5,12 +5,13 @@ have (integers, booleans, PRNG keys, functions in a model) have no state: None s
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import PyTreeDef, keystr, tree_flatten_with_path
+from jax.typing import ArrayLike
 
 from rmsprop_jax import _storage, _validate
 from rmsprop_jax._numerics import at_least_float32
@@ -55,16 +56,20 @@ def per_leaf(
     step: Callable[..., tuple[Any, ...]],
     updates: Any,
     averages: Mapping[str, Any],
+    *,
+    scalars: Sequence[ArrayLike],
     accumulator_dtype: Any,
     count: jax.Array | None,
 ) -> tuple[Any, dict[str, Any]]:
     """Calls ``step`` for each leaf that has a gradient.
 
     Args:
-      step: A jitted function (gradient, average, ..., rounding, ...) -> (update, average, ...).
+      step: A jitted function (scalars, gradient, average, ..., rounding, ...) ->
+        (update, average, ...); the scalars are a vector.
       updates: The gradients, each None or an array.
       averages: Trees like ``updates`` by their names, in the order of the arguments of ``step``.
-      accumulator_dtype: What they are kept in.
+      scalars: The hyperparameters of this step.
+      accumulator_dtype: What the averages are kept in.
       count: The step; only low precision needs it.
 
     Returns:
@@ -75,12 +80,15 @@ def per_leaf(
     for name, column in zip(averages, columns, strict=True):
         _check_averages(name, column, gradients, updates, accumulator_dtype)
     roundings: list[Any] = [[None] * len(gradients)] * len(columns)
-    if _storage.is_low_precision(accumulator_dtype):
-        assert count is not None
-        paths, ndims = paths_of(updates), [jnp.ndim(g) if g is not None else 0 for g in gradients]
-        roundings = [_storage.roundings(count, name, paths, ndims) for name in averages]
+    if count is not None and _storage.is_low_precision(accumulator_dtype):
+        ndims = [jnp.ndim(g) if g is not None else 0 for g in gradients]
+        shared, roundings = _storage.roundings(
+            count, list(averages), paths_of(updates), ndims, scalars
+        )
+    else:
+        shared = _storage.share(scalars)
     rows = [
-        (g, *kept[: len(columns)]) if g is None else step(g, *kept)
+        (g, *kept[: len(columns)]) if g is None else step(shared, g, *kept)
         for g, *kept in zip(gradients, *columns, *roundings, strict=True)
     ]
     new = list(zip(*rows, strict=True)) or [()] * (1 + len(columns))

@@ -1,7 +1,6 @@
-"""Where the state lives on a mesh: from where the parameters live, or spread by ZeRO-1.
+"""Shardings for optimizer state: like the parameters', or sharded over an axis (ZeRO-1).
 
-`jit` does the rest. It wants to know where its results are to lie (``out_shardings``), and
-Orbax, with the shapes, where to restore to.
+Pass them to ``jax.jit`` as ``out_shardings``, and to Orbax, with shapes, to restore a state.
 """
 
 import math
@@ -15,33 +14,33 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
 from rmsprop_jax import _storage, _validate
-from rmsprop_jax._storage import shard_map_specs as local_shards
+from rmsprop_jax._storage import shard_map_specs
 
-__all__ = ["constrain", "local_shards", "of_state", "spread"]
+__all__ = ["shard_map_specs", "shard_over", "state_shardings", "with_sharding_constraint"]
 
 
-def of_state(
+def state_shardings(
     optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None
 ) -> Any:
-    """The shardings of a state: averages like their parameter, the rest on all devices.
+    """The shardings of an optimizer state: averages like their parameter, the rest replicated.
 
     Args:
-      optimizer: An Optax transformation, a chain or a wrapper included, that
-        ``optax.tree_map_params`` knows; not ``optax.flatten`` or ``optax.partition`` by a function.
+      optimizer: An Optax transformation that ``optax.tree_map_params`` supports, such as a
+        chain or a wrapper; not ``optax.flatten`` or ``optax.partition`` by a function.
       params: The parameters, or ``jax.ShapeDtypeStruct`` of them.
-      shardings: A tree of ``NamedSharding`` like ``params``, or one for all leaves; ``None`` means
-        those that ``params`` have. `spread` gives those of ZeRO-1.
+      shardings: A tree of ``NamedSharding`` like ``params``, or one for all leaves; ``None`` takes
+        those of ``params``. For ZeRO-1 pass the result of `shard_over`.
 
     Returns:
-      A tree of ``NamedSharding`` like ``optimizer.init(params)``, for ``out_shardings`` of
-      ``jax.jit`` and, with shapes in ``jax.ShapeDtypeStruct``, for Orbax. What has another shape
-      than its parameter, as the factored averages of Adafactor, is on all devices, and so are the
-      scalars of averages in one byte.
+      A tree of ``NamedSharding`` like ``optimizer.init(params)``. Pass it to ``jax.jit`` as
+      ``out_shardings`` or, with the shapes in ``jax.ShapeDtypeStruct``, to Orbax. Leaves whose
+      shape is not their parameter's are replicated: the factored averages of Adafactor, and the
+      scales of 8-bit averages.
 
     Raises:
       TypeError: If a sharding is missing or not a ``NamedSharding``.
-      ValueError: If shardings are of several meshes, or ``params`` has no leaves.
-      AssertionError: From chex, if ``shardings`` is not a tree like ``params``.
+      ValueError: If ``shardings`` is not a tree like ``params``, its leaves are on several meshes,
+        or ``params`` has no leaves.
 
     Example:
       >>> import jax
@@ -52,64 +51,68 @@ def of_state(
       >>> rows = NamedSharding(mesh, PartitionSpec("data"))
       >>> params = jax.device_put({"w": jnp.ones((16, 4))}, rows)
       >>> optimizer = rmsprop(1e-3, bias_correction=True)
-      >>> places = sharding.of_state(optimizer, params)
-      >>> places[0].nu["w"] == rows, places[0].count.is_fully_replicated
+      >>> shardings = sharding.state_shardings(optimizer, params)
+      >>> shardings[0].nu["w"] == rows, shardings[0].count.is_fully_replicated
       (True, True)
-      >>> state = jax.jit(optimizer.init, out_shardings=places)(params)
+      >>> state = jax.jit(optimizer.init, out_shardings=shardings)(params)
       >>> state[0].nu["w"].sharding == rows
       True
     """
     if shardings is None:
-        shardings = tree_map_with_path(_known_sharding, params)
-    shardings = _for_all(shardings, params)
+        shardings = tree_map_with_path(_checked_sharding, params)
+    shardings = _as_tree(shardings, params)
     mesh = _checked_mesh(shardings, params, "params")
     if mesh is None:
-        raise ValueError("params has no leaves, and so no mesh")
-    whole = NamedSharding(mesh, PartitionSpec())
-    # Without shardings of their own: on an Explicit mesh `init` would want to be inside it.
+        raise ValueError(
+            "params has no leaves, so its mesh is unknown; give at least one parameter"
+        )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    # Without shardings: those of an Explicit mesh would make `init` need that mesh as context.
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
 
-    def of_average(kept: Any, param: Any, sharding: Any) -> Any:
-        # One byte has a scale of its own; what is masked has no leaves.
-        return jax.tree.map(lambda x: sharding if x.shape == param.shape else whole, kept)
+    def average_sharding(average: Any, param: Any, sharding: Any) -> Any:
+        # An 8-bit average also has a scale; a masked one has no leaves.
+        return jax.tree.map(lambda x: sharding if x.shape == param.shape else replicated, average)
 
     return optax.tree_map_params(
         optimizer,
-        of_average,
+        average_sharding,
         jax.eval_shape(optimizer.init, shapes),
         shapes,
         shardings,
-        transform_non_params=lambda _: whole,
+        transform_non_params=lambda _: replicated,
         is_leaf=lambda x: _storage.is_one_byte(x) or isinstance(x, optax.MaskedNode),
     )
 
 
-def spread(params: optax.Params, mesh: Mesh, axis: str = "data") -> Any:
-    """Shardings that cut each leaf along its largest axis that divides by an axis of the mesh.
+def shard_over(params: optax.Params, mesh: Mesh, axis: str = "data") -> Any:
+    """Shardings of each leaf over an axis of the mesh, along its largest divisible dimension.
 
-    Parameters that are put there are fully sharded. Parameters left whole, with their state put
-    there, are ZeRO-1: each device holds its part of the state, takes its part of the sum of the
-    gradients, and all gather the parameters that come out.
+    Put parameters there: FSDP. Keep them replicated and put only the state there: ZeRO-1, where
+    gradients are reduce-scattered, each device updates its shard, and the new parameters are
+    all-gathered.
 
     Args:
-      params: The parameters, or ``jax.ShapeDtypeStruct`` of them. What a ``NamedSharding`` of
-        ``mesh`` has cut along other axes stays cut, and is spread further.
+      params: The parameters, or ``jax.ShapeDtypeStruct`` of them. Leaves with a ``NamedSharding``
+        of ``mesh`` that are sharded over other axes stay so, and are sharded over ``axis``, too.
       mesh: The devices.
-      axis: The axis of ``mesh`` to spread over.
+      axis: The axis of ``mesh`` to shard over.
 
     Returns:
-      A tree of ``NamedSharding`` like ``params``. Of axes of one size, the first is cut.
+      A tree of ``NamedSharding`` like ``params``. Of dimensions with equal sizes, the first is
+      sharded.
 
     Raises:
       ValueError: If ``mesh`` has no such axis.
 
     Warns:
-      UserWarning: If no axis of a leaf divides; it names the leaf, which stays whole on each
-        device. Leaves with fewer elements than there are devices are not mentioned.
+      UserWarning: If no free dimension of a leaf is divisible by the size of ``axis``. The warning
+        names the leaf, which stays replicated over ``axis``. It does not mention leaves with fewer
+        elements than devices.
 
     Example:
-      ZeRO-1 in three lines: where the parameters' parts would lie, the state there, and the
-      gradients brought there before the update.
+      ZeRO-1: compute the shardings of the shards, put the state there, and constrain the gradients
+      to them before the update.
 
       >>> import jax
       >>> import jax.numpy as jnp
@@ -117,23 +120,23 @@ def spread(params: optax.Params, mesh: Mesh, axis: str = "data") -> Any:
       >>> from jax.sharding import NamedSharding, PartitionSpec
       >>> from rmsprop_jax import rmsprop, sharding
       >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
-      >>> everywhere = NamedSharding(mesh, PartitionSpec())
-      >>> params = jax.device_put({"w": jnp.ones((4, 16))}, everywhere)
+      >>> replicated = NamedSharding(mesh, PartitionSpec())
+      >>> params = jax.device_put({"w": jnp.ones((4, 16))}, replicated)
       >>> optimizer = rmsprop(0.1)
-      >>> parts = sharding.spread(params, mesh)
-      >>> parts["w"].spec[1]
+      >>> sharded = sharding.shard_over(params, mesh)
+      >>> sharded["w"].spec[1]
       'data'
-      >>> places = sharding.of_state(optimizer, params, parts)
-      >>> state = jax.jit(optimizer.init, out_shardings=places)(params)
+      >>> shardings = sharding.state_shardings(optimizer, params, sharded)
+      >>> state = jax.jit(optimizer.init, out_shardings=shardings)(params)
       >>> def step(params, state, x):
       ...     gradients = jax.grad(lambda params: jnp.sum((x @ params["w"]) ** 2))(params)
-      ...     gradients = sharding.constrain(gradients, parts)
+      ...     gradients = sharding.with_sharding_constraint(gradients, sharded)
       ...     updates, state = optimizer.update(gradients, state, params)
       ...     return optax.apply_updates(params, updates), state
-      >>> step = jax.jit(step, donate_argnums=(0, 1), out_shardings=(everywhere, places))
+      >>> step = jax.jit(step, donate_argnums=(0, 1), out_shardings=(replicated, shardings))
       >>> x = jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh, PartitionSpec("data")))
       >>> params, state = step(params, state, x)
-      >>> state[0].nu["w"].sharding == parts["w"], params["w"].sharding == everywhere
+      >>> state[0].nu["w"].sharding == sharded["w"], params["w"].sharding == replicated
       (True, True)
 
     References:
@@ -142,92 +145,100 @@ def spread(params: optax.Params, mesh: Mesh, axis: str = "data") -> Any:
     """
     if axis not in mesh.axis_names:
         raise ValueError(f"axis must be one of the mesh's, {mesh.axis_names}, got {axis!r}")
-    parts, uncut = mesh.shape[axis], []
+    devices, replicated = mesh.shape[axis], []
 
-    def place(path: Any, leaf: Any) -> NamedSharding:
+    def sharded(path: Any, leaf: Any) -> NamedSharding:
         shape, given = jnp.shape(leaf), _sharding(leaf)
-        is_cut = isinstance(given, NamedSharding) and given.mesh.shape == mesh.shape
-        spec: list[Any] = [*given.spec] if is_cut else []
-        memory = given.memory_kind if is_cut else None
+        on_mesh = isinstance(given, NamedSharding) and given.mesh.shape == mesh.shape
+        spec: list[Any] = [*given.spec] if on_mesh else []
+        memory = given.memory_kind if on_mesh else None
         if axis in jax.tree.leaves(spec):
             return NamedSharding(mesh, given.spec, memory_kind=memory)
         spec += [None] * (len(shape) - len(spec))
-        free = [i for i, size in enumerate(shape) if spec[i] is None and size % parts == 0]
+        free = [i for i, size in enumerate(shape) if spec[i] is None and size % devices == 0]
         if free:
             spec[max(free, key=lambda i: shape[i])] = axis
-        elif math.prod(shape) >= parts > 1:
-            uncut.append(f"params{keystr(path)} {shape}")
+        elif math.prod(shape) >= devices > 1:
+            replicated.append(f"params{keystr(path)} {shape}")
         return NamedSharding(mesh, PartitionSpec(*spec), memory_kind=memory)
 
-    shardings = tree_map_with_path(place, params)
-    if uncut:
+    shardings = tree_map_with_path(sharded, params)
+    if replicated:
         warnings.warn(
-            f"no free axis divides by the {parts} devices of {axis!r}, so these are not spread: "
-            + ", ".join(uncut),
+            f"no free dimension is divisible by the {devices} devices of {axis!r}, so these leaves "
+            f"stay replicated over it: {', '.join(replicated)}",
             stacklevel=2,
         )
     return shardings
 
 
-def constrain(tree: Any, shardings: Any) -> Any:
-    """Says inside ``jit`` where arrays are to be, on a mesh of Auto or of Explicit axes.
+def with_sharding_constraint(tree: Any, shardings: Any) -> Any:
+    """Constrains the shardings of arrays inside ``jit``, on a mesh with Auto or Explicit axes.
 
-    Given the gradients of ZeRO-1, it turns their sum on all devices into a sum of which each
-    gets its part. No value is changed.
+    For the gradients of ZeRO-1 this turns their all-reduce into a reduce-scatter: each device
+    receives only its shard of the sum. Values do not change.
 
     Args:
       tree: A tree of arrays.
-      shardings: A tree of ``NamedSharding`` like it, or one for all leaves.
+      shardings: A tree of ``NamedSharding`` like ``tree``, or one for all leaves.
 
     Returns:
-      The arrays, placed. See `spread` for an example.
+      The arrays with these shardings. See `shard_over` for an example.
 
     Raises:
       TypeError: If a sharding is not a ``NamedSharding``.
-      ValueError: If the mesh has Auto and Explicit axes.
-      AssertionError: From chex, if ``shardings`` is not a tree like ``tree``.
+      ValueError: If ``shardings`` is not a tree like ``tree``, or the mesh has both Auto and
+        Explicit axes.
     """
-    shardings = _for_all(shardings, tree)
+    shardings = _as_tree(shardings, tree)
     mesh = _checked_mesh(shardings, tree, "tree")
     types = set() if mesh is None else set(mesh.axis_types)
     if len(types) > 1:
-        raise ValueError(f"shardings must be on a mesh with axes of one type, got {mesh}")
+        raise ValueError(
+            f"shardings must be on a mesh with axes of one type, got {mesh}; make all its axes "
+            "AxisType.Auto or all AxisType.Explicit"
+        )
     explicit = AxisType.Explicit in types
-    place = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
-    return place(tree, shardings)
+    constrain = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+    return constrain(tree, shardings)
 
 
 def _sharding(leaf: Any) -> Any:
     return getattr(leaf, "sharding", None)
 
 
-def _known_sharding(path: Any, leaf: Any) -> NamedSharding:
+def _checked_sharding(path: Any, leaf: Any) -> NamedSharding:
     given = _sharding(leaf)
     if not isinstance(given, NamedSharding):
         raise TypeError(
-            f"params{keystr(path)} must be on a mesh, with a NamedSharding, got {given!r}; give "
-            "shardings, or jax.device_put(params, jax.NamedSharding(mesh, jax.P()))"
+            f"params{keystr(path)} must be on a mesh, with a NamedSharding, got {given!r}; pass "
+            "shardings, or replicate it: jax.device_put(params, jax.NamedSharding(mesh, jax.P()))"
         )
     return given
 
 
-def _for_all(shardings: Any, tree: Any) -> Any:
+def _as_tree(shardings: Any, tree: Any) -> Any:
+    """A tree like ``tree``, if ``shardings`` is a single one for all leaves."""
     if isinstance(shardings, NamedSharding):
         return jax.tree.map(lambda _: shardings, tree)
     return shardings
 
 
 def _checked_mesh(shardings: Any, tree: Any, like: str) -> Any:
-    """The mesh of a tree of ``NamedSharding`` that is as ``tree`` is."""
+    """The mesh of ``shardings``, a tree of ``NamedSharding`` like ``tree``; None without leaves."""
     _validate.same_structure("shardings", shardings, tree, like=like)
     mesh = None
     for path, sharding in tree_leaves_with_path(shardings):
         name = f"shardings{keystr(path)}"
         if not isinstance(sharding, NamedSharding):
-            raise TypeError(f"{name} must be a NamedSharding, got {sharding!r}")
+            raise TypeError(
+                f"{name} must be a NamedSharding, got {sharding!r}; make one with "
+                "jax.NamedSharding(mesh, spec)"
+            )
         if mesh is not None and sharding.mesh != mesh:
             raise ValueError(
-                f"{name} must be on the mesh of the others, {mesh}, got {sharding.mesh}"
+                f"{name} must be on the mesh of the others, {mesh}, got {sharding.mesh}; use one "
+                "mesh for all"
             )
         mesh = sharding.mesh
     return mesh

@@ -13,7 +13,7 @@ from rmsprop_jax import rmsprop, sharding
 
 STORAGES = [None, "bfloat16", "float8_e5m2"]
 OPTIONS = [{}, {"centered": True, "momentum": 0.9, "bias_correction": True}]
-LAYOUTS = ["data-parallel", "ZeRO-1", "fully sharded"]
+LAYOUTS = ["data-parallel", "ZeRO-1", "FSDP"]
 
 
 def mesh_of(devices, axis_type=AxisType.Auto):
@@ -23,7 +23,7 @@ def mesh_of(devices, axis_type=AxisType.Auto):
 
 
 def model(rng, dtype=np.float32):
-    """A small network and its data; its last bias is of a size that no eight divide."""
+    """A small network and its data; the size of its last bias is not divisible by eight."""
     sizes = [(16, 64), (64, 10)]
     params = {
         f"layer {i}": {
@@ -44,23 +44,23 @@ def loss_of(params, x, y):
 
 def placed(optimizer, params, mesh, layout):
     """Parameters and state in a layout, and the shardings of both and of gradients."""
-    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), params)
+    replicated = jax.tree.map(lambda _: NamedSharding(mesh, P()), params)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "no free axis divides", UserWarning)
-        parts = sharding.spread(params, mesh)
-    of_params = parts if layout == "fully sharded" else everywhere
-    of_gradients = everywhere if layout == "data-parallel" else parts
-    of_state = sharding.of_state(optimizer, params, of_gradients)
+        warnings.filterwarnings("ignore", "no free dimension is divisible", UserWarning)
+        sharded = sharding.shard_over(params, mesh)
+    of_params = sharded if layout == "FSDP" else replicated
+    of_gradients = replicated if layout == "data-parallel" else sharded
+    of_state = sharding.state_shardings(optimizer, params, of_gradients)
     params = jax.device_put(params, of_params)
     state = jax.jit(optimizer.init, out_shardings=of_state)(params)
     return params, state, of_params, of_state, of_gradients
 
 
 def on_host(tree, mesh):
-    """NumPy arrays, also of what lies on other processes' devices."""
-    everywhere = NamedSharding(mesh, P())
-    whole = jax.jit(lambda tree: sharding.constrain(tree, jax.tree.map(lambda _: everywhere, tree)))
-    return jax.tree.map(np.asarray, whole(tree))
+    """NumPy arrays, also of shards on other processes' devices."""
+    replicated = jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)
+    gather = jax.jit(lambda tree: sharding.with_sharding_constraint(tree, replicated))
+    return jax.tree.map(np.asarray, gather(tree))
 
 
 def assert_placed(tree, shardings):
@@ -76,7 +76,9 @@ def updates_and_state(mesh, layout, dtype, options):
     params, state, of_params, of_state, of_gradients = placed(optimizer, host, mesh, layout)
 
     def update(gradients, state, params):
-        return optimizer.update(sharding.constrain(gradients, of_gradients), state, params)
+        return optimizer.update(
+            sharding.with_sharding_constraint(gradients, of_gradients), state, params
+        )
 
     update, every = jax.jit(update, out_shardings=(of_params, of_state)), []
     for _ in range(6):
@@ -93,12 +95,14 @@ def trained(mesh, layout):
     optimizer = rmsprop(1e-3, momentum=0.9)
     host, x, y = model(np.random.default_rng(0), np.float64)
     params, state, of_params, of_state, of_gradients = placed(optimizer, host, mesh, layout)
-    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), host)
+    replicated = jax.tree.map(lambda _: NamedSharding(mesh, P()), host)
     rows = NamedSharding(mesh, P("data"))
 
     def step(params, state, x, y):
-        whole = sharding.constrain(params, everywhere)
-        gradients = sharding.constrain(jax.grad(loss_of)(whole, x, y), of_gradients)
+        gathered = sharding.with_sharding_constraint(params, replicated)
+        gradients = sharding.with_sharding_constraint(
+            jax.grad(loss_of)(gathered, x, y), of_gradients
+        )
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -109,7 +113,7 @@ def trained(mesh, layout):
         # hop doubles a difference.
         batch = batches.permutation(len(x))[:32]
         data = jax.device_put((x[batch], y[batch]), rows)
-        # One at a time: eight devices on few cores starve where many steps are queued.
+        # One at a time: eight devices on few cores can deadlock while many steps are queued.
         params, state = jax.block_until_ready(step(params, state, *data))
     assert_placed((params, state), (of_params, of_state))
     return on_host(params, mesh)
@@ -121,7 +125,7 @@ def assert_same_bits(a, b):
 
 
 def assert_same_updates_and_state(result, expected):
-    """The state to the bit, updates within 2 ulp."""
+    """The state bit for bit, updates within 2 ulp."""
     jax.tree.map(assert_same_bits, result[1], expected[1])
     jax.tree.map(
         lambda a, b: np.testing.assert_array_max_ulp(a, b, maxulp=2), result[0], expected[0]

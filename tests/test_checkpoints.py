@@ -1,4 +1,4 @@
-"""What the checkpoints of `examples/checkpoints.py` refuse, and what is taken in its place."""
+"""What checkpoints of `examples/checkpoints.py` are rejected, and what is restored instead."""
 
 import re
 import shutil
@@ -20,12 +20,14 @@ LEAF = "params.layer 0.w"
 
 @cache
 def tree_of(step, devices=8, dtype="float8_e5m2", rows=16):
-    """Parameters and state, split, with values that the step decides."""
+    """Sharded parameters and state, with values that the step decides."""
     mesh = mesh_of(devices)
     params = {"layer 0": {"w": jnp.full((rows, 8), float(step)), "b": jnp.full(8, step / 3)}}
-    params = jax.device_put(params, sharding.spread(params, mesh))
+    params = jax.device_put(params, sharding.shard_over(params, mesh))
     optimizer = rmsprop(1e-3, momentum=0.9, accumulator_dtype=dtype)
-    state = jax.jit(optimizer.init, out_shardings=sharding.of_state(optimizer, params))(params)
+    state = jax.jit(optimizer.init, out_shardings=sharding.state_shardings(optimizer, params))(
+        params
+    )
     _, state = jax.jit(optimizer.update)(params, state, params)
     return {"params": params, "state": state}
 
@@ -51,7 +53,7 @@ def restored(folder, **options):
 
 
 @pytest.mark.parametrize("devices", [8, 2, 1])
-def test_restores_to_the_bit_on_any_number_of_devices(devices, folder):
+def test_restores_bit_for_bit_on_any_number_of_devices(devices, folder):
     like = tree_of(0, devices)
     with Checkpoints(folder) as checkpoints:
         step, tree = checkpoints.restore(like)
@@ -61,21 +63,21 @@ def test_restores_to_the_bit_on_any_number_of_devices(devices, folder):
     assert_placed(tree, jax.tree.map(lambda leaf: leaf.sharding, like))
 
 
-def test_restores_what_is_given_by_shape_and_place(folder):
-    """As README says it: where there is no state yet to look like."""
+def test_restores_what_is_given_by_shape_and_sharding(folder):
+    """As README says: where there is no state yet to serve as an example."""
     expected = tree_of(30)
     optimizer = rmsprop(1e-3, momentum=0.9, accumulator_dtype="float8_e5m2")
     weights = expected["params"]
-    places = sharding.of_state(optimizer, weights)
+    shardings = sharding.state_shardings(optimizer, weights)
     abstract = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         jax.eval_shape(optimizer.init, weights),
-        places,
+        shardings,
     )
     with Checkpoints(folder) as checkpoints:
         _, tree = checkpoints.restore({"params": weights, "state": abstract})
     jax.tree.map(assert_same_bits, tree, expected)
-    assert_placed(tree["state"], places)
+    assert_placed(tree["state"], shardings)
 
 
 def test_without_a_checkpoint_it_begins(tmp_path):
@@ -178,7 +180,7 @@ def test_a_refused_one_is_put_aside_and_its_step_can_be_saved_again(folder):
     ],
 )
 def test_of_another_model_or_storage_all_are_refused(options, message, folder, capsys):
-    """Nothing is begun anew in their place, and nothing is put aside."""
+    """No new run is started instead, and nothing is put aside."""
     with pytest.raises(ValueError, match=r"no checkpoint in .* is good"):
         restored(folder, **options)
     lines = capsys.readouterr().err.splitlines()
@@ -208,7 +210,7 @@ def test_of_another_storage_the_older_good_one_is_taken(tmp_path, capsys):
     assert "checkpoint 20 is refused: leaf state.0.nu.layer 0." in capsys.readouterr().err
 
 
-def test_whole_arrays_too(tmp_path):
+def test_replicated_arrays_too(tmp_path):
     tree = {"w": jax.device_put(jnp.arange(6.0), NamedSharding(mesh_of(8), P()))}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, tree)

@@ -12,10 +12,10 @@ from rmsprop_jax import dialects
 
 RECORDS = {
     name: json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text())
-    for name in ("torch", "keras", "tensorflow_v1")
+    for name in ("pytorch", "keras", "tensorflow_v1")
 }
 DIALECTS = {
-    "torch": dialects.pytorch,
+    "pytorch": dialects.pytorch,
     "keras": dialects.keras,
     "tensorflow_v1": dialects.tensorflow_v1,
 }

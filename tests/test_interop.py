@@ -5,7 +5,6 @@ import sys
 from itertools import product
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +14,13 @@ from paths import assert_same_path, path, problem
 
 import rmsprop_jax
 from rmsprop_jax import dialects, interop
-from rmsprop_jax.interop import Place
+from rmsprop_jax.interop import Leaf
 
 RNG = np.random.default_rng(0)
 PARAMS = {"dense": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}
 TORCH_MAPPING = {
-    "dense.weight": Place("dense/kernel", axes=(1, 0)),
-    "dense.bias": Place("dense/bias"),
+    "dense.weight": Leaf("dense/kernel", transpose=(1, 0)),
+    "dense.bias": Leaf("dense/bias"),
 }
 SHAPES = {"dense.weight": (2, 3), "dense.bias": (2,)}
 FREE = {"learning_rate": 0.01, "decay": 0.9}
@@ -32,8 +31,8 @@ def normal(*shape):
 
 
 def slots(shape, centered=True, momentum=0.9, step=7):
-    mean, spread = normal(*shape), abs(normal(*shape))
-    state = {"step": np.float32(step), "square_avg": mean**2 + spread}
+    mean, variance = normal(*shape), abs(normal(*shape))
+    state = {"step": np.float32(step), "square_avg": mean**2 + variance}
     if centered:
         state["grad_avg"] = mean
     if momentum:
@@ -90,27 +89,31 @@ def assert_equal_trees(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def assert_same_shape_and_dtype(a, b):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
 def assert_trees_close(trees, rtol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), *trees)
 
 
-def test_torch_arrays_come_to_their_places():
+def test_torch_arrays_come_to_their_leaves():
     checkpoint = torch_checkpoint()
-    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
+    restored = interop.pytorch.load(checkpoint, PARAMS, TORCH_MAPPING)
     model, state = checkpoint["model_state_dict"], checkpoint["optimizer_state_dict"]["state"]
-    assert jax.tree.structure(resumed.params) == jax.tree.structure(PARAMS)
-    assert_equal_trees(resumed.params["dense"]["kernel"], model["dense.weight"].T)
-    assert_equal_trees(resumed.params["dense"]["bias"], model["dense.bias"])
+    assert jax.tree.structure(restored.params) == jax.tree.structure(PARAMS)
+    assert_equal_trees(restored.params["dense"]["kernel"], model["dense.weight"].T)
+    assert_equal_trees(restored.params["dense"]["bias"], model["dense.bias"])
     assert_equal_trees(
-        field(resumed.state, "trace")["dense"]["kernel"], state[0]["momentum_buffer"].T
+        field(restored.state, "trace")["dense"]["kernel"], state[0]["momentum_buffer"].T
     )
-    assert_equal_trees(field(resumed.state, "mu")["dense"]["bias"], state[1]["grad_avg"])
+    assert_equal_trees(field(restored.state, "mu")["dense"]["bias"], state[1]["grad_avg"])
     variance = state[0]["square_avg"].astype(float) - state[0]["grad_avg"].astype(float) ** 2
     np.testing.assert_allclose(
-        field(resumed.state, "var")["dense"]["kernel"], variance.T, rtol=1e-6
+        field(restored.state, "var")["dense"]["kernel"], variance.T, rtol=1e-6
     )
-    assert resumed.step == 7
-    assert resumed.hyperparameters == (
+    assert restored.step == 7
+    assert restored.hyperparameters == (
         {"lr": 0.01, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.0}
         | {"momentum": 0.9, "centered": True, "maximize": False},
     )
@@ -120,10 +123,10 @@ def test_torch_arrays_come_to_their_places():
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_torch_there_and_back(centered, momentum):
     checkpoint = torch_checkpoint(centered=centered, momentum=momentum)
-    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
+    restored = interop.pytorch.load(checkpoint, PARAMS, TORCH_MAPPING)
     target = torch_checkpoint(centered=centered, momentum=momentum)
     before = jax.tree.map(np.array, target["model_state_dict"])
-    saved = interop.torch.save(target, resumed.params, resumed.state, TORCH_MAPPING, step=9)
+    saved = interop.pytorch.save(target, restored.params, restored.state, TORCH_MAPPING, step=9)
     assert saved["epoch"] == 3
     assert_equal_trees(saved["model_state_dict"], checkpoint["model_state_dict"])
     assert_equal_trees(target["model_state_dict"], before)
@@ -140,45 +143,45 @@ def test_torch_there_and_back(centered, momentum):
 def test_torch_without_a_mapping_keeps_names_and_axes():
     like = {"dense": {"weight": jnp.zeros((2, 3)), "bias": jnp.zeros(2)}}
     checkpoint = torch_checkpoint()
-    resumed = interop.torch.load(checkpoint, like)
+    restored = interop.pytorch.load(checkpoint, like)
     assert_equal_trees(
-        resumed.params["dense"]["weight"], checkpoint["model_state_dict"]["dense.weight"]
+        restored.params["dense"]["weight"], checkpoint["model_state_dict"]["dense.weight"]
     )
 
 
 def test_torch_saves_into_an_optimizer_before_its_first_step():
-    resumed = interop.torch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING)
+    restored = interop.pytorch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING)
     fresh = torch_checkpoint()
     fresh["optimizer_state_dict"]["state"] = {}
-    saved = interop.torch.save(fresh, resumed.params, resumed.state, TORCH_MAPPING, step=7)
-    back = interop.torch.load(saved, PARAMS, TORCH_MAPPING)
+    saved = interop.pytorch.save(fresh, restored.params, restored.state, TORCH_MAPPING, step=7)
+    back = interop.pytorch.load(saved, PARAMS, TORCH_MAPPING)
     assert back.step == 7
-    assert_equal_trees(back.params, resumed.params)
-    assert_trees_close((back.state, resumed.state))
+    assert_equal_trees(back.params, restored.params)
+    assert_trees_close((back.state, restored.state))
 
 
 def test_torch_groups_keep_their_hyperparameters():
     names = ["dense.bias", "dense.weight"]
-    resumed = interop.torch.load(two_groups(), PARAMS, TORCH_MAPPING, names=names)
-    assert [h["alpha"] for h in resumed.hyperparameters] == [0.5, 0.9]
+    restored = interop.pytorch.load(two_groups(), PARAMS, TORCH_MAPPING, names=names)
+    assert [h["alpha"] for h in restored.hyperparameters] == [0.5, 0.9]
     gradients = jax.tree.map(lambda x: jnp.ones(x.shape), PARAMS)
-    updates, _ = resumed.optimizer.update(gradients, resumed.state, resumed.params)
-    for leaf, options in zip(("bias", "kernel"), resumed.hyperparameters, strict=True):
+    updates, _ = restored.optimizer.update(gradients, restored.state, restored.params)
+    for leaf, options in zip(("bias", "kernel"), restored.hyperparameters, strict=True):
         alone = dialects.pytorch(**options)
         state = jax.tree.map(
             lambda x: x["dense"][leaf] if isinstance(x, dict) else x,  # noqa: B023
-            resumed.state.inner_states["0" if leaf == "bias" else "1"].inner_state,
+            restored.state.inner_states["0" if leaf == "bias" else "1"].inner_state,
             is_leaf=lambda x: isinstance(x, dict),
         )
-        expected, _ = alone.update(gradients["dense"][leaf], state, resumed.params["dense"][leaf])
+        expected, _ = alone.update(gradients["dense"][leaf], state, restored.params["dense"][leaf])
         np.testing.assert_array_equal(updates["dense"][leaf], expected)
 
 
 def test_torch_groups_there_and_back():
     names, checkpoint = ["dense.bias", "dense.weight"], two_groups()
-    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING, names=names)
-    saved = interop.torch.save(
-        two_groups(), resumed.params, resumed.state, TORCH_MAPPING, names=names, step=7
+    restored = interop.pytorch.load(checkpoint, PARAMS, TORCH_MAPPING, names=names)
+    saved = interop.pytorch.save(
+        two_groups(), restored.params, restored.state, TORCH_MAPPING, names=names, step=7
     )
     for i, slots_ in checkpoint["optimizer_state_dict"]["state"].items():
         back = saved["optimizer_state_dict"]["state"][i]
@@ -189,11 +192,11 @@ def test_torch_groups_there_and_back():
 
 def test_torch_groups_may_each_have_their_own():
     names, rates = ["dense.bias", "dense.weight"], [lambda _: 0.5, 0.25]
-    resumed = interop.torch.load(
+    restored = interop.pytorch.load(
         two_groups(), PARAMS, TORCH_MAPPING, names=names, lr=rates, eps=1.0
     )
-    assert [h["lr"] for h in resumed.hyperparameters] == rates
-    assert [h["eps"] for h in resumed.hyperparameters] == [1.0, 1.0]
+    assert [h["lr"] for h in restored.hyperparameters] == rates
+    assert [h["eps"] for h in restored.hyperparameters] == [1.0, 1.0]
 
 
 def test_torch_names_in_the_checkpoint_are_used():
@@ -204,9 +207,9 @@ def test_torch_names_in_the_checkpoint_are_used():
         strict=True,
     ):
         one["param_names"] = [name]
-    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
+    restored = interop.pytorch.load(checkpoint, PARAMS, TORCH_MAPPING)
     assert_equal_trees(
-        resumed.params["dense"]["bias"], checkpoint["model_state_dict"]["dense.bias"]
+        restored.params["dense"]["bias"], checkpoint["model_state_dict"]["dense.bias"]
     )
 
 
@@ -226,11 +229,11 @@ def test_torch_complex_parameters_are_two_real_ones():
         "model_state_dict": {"w": complex_normal()},
         "optimizer_state_dict": {"state": {0: slots_}, "param_groups": [group([0])]},
     }
-    resumed = interop.torch.load(checkpoint, {"w": jnp.zeros(4, jnp.complex64)})
-    var = field(resumed.state, "var")["w"]
+    restored = interop.pytorch.load(checkpoint, {"w": jnp.zeros(4, jnp.complex64)})
+    var = field(restored.state, "var")["w"]
     np.testing.assert_allclose(var.real, square.real - mean.real**2, rtol=1e-5)
     np.testing.assert_allclose(var.imaginary, square.imag - mean.imag**2, rtol=1e-5)
-    saved = interop.torch.save(checkpoint, resumed.params, resumed.state, step=1)
+    saved = interop.pytorch.save(checkpoint, restored.params, restored.state, step=1)
     for name, x in saved["optimizer_state_dict"]["state"][0].items():
         np.testing.assert_allclose(x, slots_[name], rtol=1e-6)
 
@@ -245,7 +248,7 @@ def test_variance_is_taken_in_float64_and_not_below_zero():
             "param_groups": [group([0])],
         },
     }
-    var = field(interop.torch.load(checkpoint, {"w": jnp.zeros(2)}).state, "var")["w"]
+    var = field(interop.pytorch.load(checkpoint, {"w": jnp.zeros(2)}).state, "var")["w"]
     expected = float(square[0]) - float(mean[0]) ** 2
     np.testing.assert_allclose(var, [expected, 0], rtol=1e-6)
 
@@ -254,7 +257,7 @@ def test_torch_old_checkpoints_lack_hyperparameters():
     checkpoint = torch_checkpoint(centered=False, momentum=0.0)
     for name in ("momentum", "centered", "maximize"):
         del checkpoint["optimizer_state_dict"]["param_groups"][0][name]
-    [hyperparameters] = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING).hyperparameters
+    [hyperparameters] = interop.pytorch.load(checkpoint, PARAMS, TORCH_MAPPING).hyperparameters
     assert {k: hyperparameters[k] for k in ("momentum", "centered", "maximize")} == {
         "momentum": 0.0,
         "centered": False,
@@ -267,33 +270,33 @@ def test_torch_step_is_the_most_that_any_parameter_has(steps):
     checkpoint = torch_checkpoint()
     for i, step in enumerate(steps):
         checkpoint["optimizer_state_dict"]["state"][i]["step"] = step
-    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING, lr=lambda _: 0.1)
-    assert resumed.step == resumed.state.inner_state[-1].count == 7
+    restored = interop.pytorch.load(checkpoint, PARAMS, TORCH_MAPPING, lr=lambda _: 0.1)
+    assert restored.step == restored.state.inner_state[-1].count == 7
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_hyperparameters_may_be_scalar_arrays(momentum):
     array = jnp.array(momentum)
     checkpoint = torch_checkpoint(momentum=momentum)
-    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING, momentum=array)
-    assert resumed.hyperparameters[0]["momentum"] == pytest.approx(momentum)
+    restored = interop.pytorch.load(checkpoint, PARAMS, TORCH_MAPPING, momentum=array)
+    assert restored.hyperparameters[0]["momentum"] == pytest.approx(momentum)
     interop.tensorflow_v1.load(tensorflow_checkpoint(), PARAMS, learning_rate=0.1, momentum=array)
 
 
 def test_saved_arrays_have_the_dtypes_of_the_target():
-    def narrow(tree):
+    def half_precision(tree):
         return {k: x.astype(np.float16) if x.dtype == np.float32 else x for k, x in tree.items()}
 
-    resumed = interop.torch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING)
+    restored = interop.pytorch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING)
     target = torch_checkpoint()
-    target["model_state_dict"] = narrow(target["model_state_dict"])
-    saved = interop.torch.save(target, resumed.params, resumed.state, TORCH_MAPPING, step=1)
+    target["model_state_dict"] = half_precision(target["model_state_dict"])
+    saved = interop.pytorch.save(target, restored.params, restored.state, TORCH_MAPPING, step=1)
     assert saved["model_state_dict"]["dense.weight"].dtype == np.float16
     assert saved["optimizer_state_dict"]["state"][0]["grad_avg"].dtype == np.float16
 
-    resumed = interop.tensorflow_v1.load(tensorflow_checkpoint(), PARAMS, learning_rate=0.1)
-    target = narrow(tensorflow_checkpoint()) | {"note": b"text", "number": 0.5}
-    saved = interop.tensorflow_v1.save(target, resumed.params, resumed.state, step=8)
+    restored = interop.tensorflow_v1.load(tensorflow_checkpoint(), PARAMS, learning_rate=0.1)
+    target = half_precision(tensorflow_checkpoint()) | {"note": b"text", "number": 0.5}
+    saved = interop.tensorflow_v1.save(target, restored.params, restored.state, step=8)
     assert saved.pop("note") == b"text"
     assert saved.pop("number") == 0.5
     assert {x.dtype for x in saved.values()} == {np.dtype(np.float16), np.dtype(np.int64)}
@@ -312,9 +315,9 @@ def test_optax_complex_parameters():
         return updates, state
 
     _, state = steps(theirs, theirs.init(params), gradients[:4])
-    resumed = interop.optax.load(state, params, **options)
+    restored = interop.optax.load(state, params, **options)
     expected, expected_state = steps(theirs, state, gradients[4:])
-    ours, state = steps(resumed.optimizer, resumed.state, gradients[4:])
+    ours, state = steps(restored.optimizer, restored.state, gradients[4:])
     assert_trees_close((ours, expected), rtol=1e-4)
     back = interop.optax.save(theirs.init(params), params, state, **options)
     assert_trees_close((back, expected_state), rtol=1e-4)
@@ -328,86 +331,88 @@ def test_leaves_may_be_attributes_of_the_names_of_parts():
     params = Parts(jnp.zeros(3), jnp.zeros(1))
     optimizer = optax.rmsprop(**FREE)
     _, state = optimizer.update(Parts(jnp.ones(3), jnp.ones(1)), optimizer.init(params))
-    resumed = interop.optax.load(state, params, **FREE)
-    assert_equal_trees(field(resumed.state, "nu"), field(state, "nu"))
+    restored = interop.optax.load(state, params, **FREE)
+    assert_equal_trees(field(restored.state, "nu"), field(state, "nu"))
 
 
 def test_a_schedule_goes_on_where_the_run_stands():
-    def schedule(count):
-        return 0.1 * 0.5**count
+    def schedule(step):
+        return 0.1 * 0.5**step
 
-    resumed = interop.torch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING, lr=schedule)
-    assert resumed.state.inner_state[-1].count == 7
-    constant = interop.torch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING, lr=0.1 * 0.5**7)
+    restored = interop.pytorch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING, lr=schedule)
+    assert restored.state.inner_state[-1].count == 7
+    constant = interop.pytorch.load(torch_checkpoint(), PARAMS, TORCH_MAPPING, lr=0.1 * 0.5**7)
     gradients = jax.tree.map(lambda x: jnp.ones(x.shape), PARAMS)
     zeros = jax.tree.map(jnp.zeros_like, constant.state)
-    counted = jax.tree.map(lambda x: x if x.dtype == jnp.int32 else x * 0, resumed.state)
-    ours, state = resumed.optimizer.update(gradients, counted, PARAMS)
+    with_step = jax.tree.map(lambda x: x if x.dtype == jnp.int32 else x * 0, restored.state)
+    ours, state = restored.optimizer.update(gradients, with_step, PARAMS)
     expected, _ = constant.optimizer.update(gradients, zeros, PARAMS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, expected)
-    saved = interop.torch.save(torch_checkpoint(), PARAMS, state, TORCH_MAPPING)
+    saved = interop.pytorch.save(torch_checkpoint(), PARAMS, state, TORCH_MAPPING)
     assert saved["optimizer_state_dict"]["state"][0]["step"] == 8
 
 
 def test_state_is_kept_in_float32_for_bfloat16_parameters():
     like = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
-    resumed = interop.torch.load(torch_checkpoint(), like, TORCH_MAPPING)
-    assert {x.dtype.name for x in jax.tree.leaves(resumed.params)} == {"bfloat16"}
-    assert {x.dtype.name for x in jax.tree.leaves(resumed.state)} == {"float32"}
-    saved = interop.torch.save(
-        torch_checkpoint(), resumed.params, resumed.state, TORCH_MAPPING, step=1
+    restored = interop.pytorch.load(torch_checkpoint(), like, TORCH_MAPPING)
+    assert {x.dtype.name for x in jax.tree.leaves(restored.params)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(restored.state)} == {"float32"}
+    saved = interop.pytorch.save(
+        torch_checkpoint(), restored.params, restored.state, TORCH_MAPPING, step=1
     )
     assert saved["model_state_dict"]["dense.weight"].dtype == np.float32
 
 
-NARROW = [("bfloat16", 0.01), ("float8_e5m2", 0.15)]
+LOW_PRECISION = [("bfloat16", 0.01), ("float8_e5m2", 0.15)]
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), NARROW)
+@pytest.mark.parametrize(("dtype", "rtol"), LOW_PRECISION)
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("schedule", [False, True])
-def test_torch_goes_on_in_few_bits_and_back(schedule, centered, dtype, rtol):
+def test_torch_goes_on_in_low_precision_and_back(schedule, centered, dtype, rtol):
     checkpoint = torch_checkpoint(centered=centered)
     rate = {"lr": lambda _: 0.01} if schedule else {}
-    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING, accumulator_dtype=dtype, **rate)
-    expected = jax.eval_shape(resumed.optimizer.init, PARAMS)
-    chex.assert_trees_all_equal_shapes_and_dtypes(resumed.state, expected)
-    jax.jit(resumed.optimizer.update)(PARAMS, resumed.state, resumed.params)
-    # A narrow state has counted the steps.
-    saved = interop.torch.save(checkpoint, resumed.params, resumed.state, TORCH_MAPPING)
+    restored = interop.pytorch.load(
+        checkpoint, PARAMS, TORCH_MAPPING, accumulator_dtype=dtype, **rate
+    )
+    expected = jax.eval_shape(restored.optimizer.init, PARAMS)
+    jax.tree.map(assert_same_shape_and_dtype, restored.state, expected)
+    jax.jit(restored.optimizer.update)(PARAMS, restored.state, restored.params)
+    # A low-precision state keeps the step.
+    saved = interop.pytorch.save(checkpoint, restored.params, restored.state, TORCH_MAPPING)
     old, new = (c["optimizer_state_dict"]["state"] for c in (checkpoint, saved))
     assert_trees_close((new, old), rtol)
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), NARROW)
-def test_tensorflow_goes_on_in_few_bits_and_back(dtype, rtol):
+@pytest.mark.parametrize(("dtype", "rtol"), LOW_PRECISION)
+def test_tensorflow_goes_on_in_low_precision_and_back(dtype, rtol):
     checkpoint = tensorflow_checkpoint()
     options = {"learning_rate": 0.01, "momentum": 0.9, "accumulator_dtype": dtype}
-    resumed = interop.tensorflow_v1.load(checkpoint, PARAMS, **options)
-    saved = interop.tensorflow_v1.save(checkpoint, resumed.params, resumed.state)
+    restored = interop.tensorflow_v1.load(checkpoint, PARAMS, **options)
+    saved = interop.tensorflow_v1.save(checkpoint, restored.params, restored.state)
     assert_trees_close((saved, checkpoint), rtol)
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), NARROW)
-def test_optax_goes_on_in_few_bits_and_back(dtype, rtol):
+@pytest.mark.parametrize(("dtype", "rtol"), LOW_PRECISION)
+def test_optax_goes_on_in_low_precision_and_back(dtype, rtol):
     options = {"learning_rate": 0.01, "momentum": 0.9, "bias_correction": True}
     theirs = optax.rmsprop(**options)
     params = jax.tree.map(jnp.ones_like, PARAMS)
     state = theirs.update(params, theirs.init(params), params)[1]
-    resumed = interop.optax.load(state, params, accumulator_dtype=dtype, **options)
-    back = interop.optax.save(state, params, resumed.state, accumulator_dtype=dtype, **options)
-    assert field(resumed.state, "count") == field(back, "count") == 1
+    restored = interop.optax.load(state, params, accumulator_dtype=dtype, **options)
+    back = interop.optax.save(state, params, restored.state, accumulator_dtype=dtype, **options)
+    assert field(restored.state, "count") == field(back, "count") == 1
     assert_trees_close((back, state), rtol)
 
 
 def test_nothing_is_shared_with_the_checkpoint():
     checkpoint = torch_checkpoint()
-    resumed = interop.torch.load(checkpoint, PARAMS, TORCH_MAPPING)
-    before = jax.tree.map(np.array, (resumed.params, resumed.state))
+    restored = interop.pytorch.load(checkpoint, PARAMS, TORCH_MAPPING)
+    before = jax.tree.map(np.array, (restored.params, restored.state))
     for array in jax.tree.leaves(checkpoint):
         if isinstance(array, np.ndarray):
             array[...] = 5
-    assert_equal_trees((resumed.params, resumed.state), before)
+    assert_equal_trees((restored.params, restored.state), before)
 
 
 @pytest.mark.parametrize("centered", [False, True])
@@ -418,13 +423,13 @@ def test_tensorflow_there_and_back(centered, momentum):
         for name in ("dense/kernel", "dense/bias"):
             checkpoint[f"{name}/RMSProp"] += checkpoint[f"{name}/RMSProp_1"] ** 2
     options = {"learning_rate": 0.01, "centered": centered, "momentum": momentum}
-    resumed = interop.tensorflow_v1.load(checkpoint, PARAMS, **options)
-    assert resumed.step == 7
+    restored = interop.tensorflow_v1.load(checkpoint, PARAMS, **options)
+    assert restored.step == 7
     if momentum:
         buffer = checkpoint[f"dense/bias/RMSProp_{2 if centered else 1}"]
-        assert_equal_trees(field(resumed.state, "trace")["dense"]["bias"], -buffer)
+        assert_equal_trees(field(restored.state, "trace")["dense"]["bias"], -buffer)
     target = tensorflow_checkpoint(centered)
-    saved = interop.tensorflow_v1.save(target, resumed.params, resumed.state, step=8)
+    saved = interop.tensorflow_v1.save(target, restored.params, restored.state, step=8)
     assert saved.keys() == checkpoint.keys()
     assert saved.pop("global_step") == 8
     last = f"RMSProp_{2 if centered else 1}"
@@ -452,10 +457,12 @@ def test_tensorflow_slots_in_the_optimizers_scope(name):
         f"train/{key}".replace("RMSProp", name) if "RMSProp" in key else key: x
         for key, x in plain.items()
     }
-    resumed = interop.tensorflow_v1.load(scoped, PARAMS, name=name, learning_rate=0.1, momentum=0.9)
+    restored = interop.tensorflow_v1.load(
+        scoped, PARAMS, name=name, learning_rate=0.1, momentum=0.9
+    )
     expected = interop.tensorflow_v1.load(plain, PARAMS, learning_rate=0.1, momentum=0.9)
-    assert_equal_trees((resumed.params, resumed.state), (expected.params, expected.state))
-    saved = interop.tensorflow_v1.save(scoped, resumed.params, resumed.state, name=name, step=7)
+    assert_equal_trees((restored.params, restored.state), (expected.params, expected.state))
+    saved = interop.tensorflow_v1.save(scoped, restored.params, restored.state, name=name, step=7)
     assert_trees_close((saved, scoped))
 
 
@@ -463,7 +470,7 @@ def test_tensorflow_slots_in_the_optimizers_scope(name):
 @pytest.mark.parametrize("options", OPTAX_OPTIONS, ids=str)
 @pytest.mark.usefixtures("x64")
 def test_optax_goes_on_here_and_back(options, schedule):
-    """Ten steps there, ten here, ten there again: as thirty there. Exact, so in float64."""
+    """Ten steps in Optax, ten here, ten in Optax: as thirty in Optax. Exact, so in float64."""
     rate = (lambda count: 0.01 * 0.9**count) if schedule else 0.01
     options = options | {"learning_rate": rate, "eps": 1e-3}
     gradients, params = problem(seed=3, steps=30, smallest=1e-2)
@@ -479,8 +486,8 @@ def test_optax_goes_on_here_and_back(options, schedule):
         return params, state
 
     params, state = ten_steps(theirs, params, theirs.init(params), 0)
-    resumed = interop.optax.load(state, params, **options)
-    params, state = ten_steps(resumed.optimizer, resumed.params, resumed.state, 10)
+    restored = interop.optax.load(state, params, **options)
+    params, state = ten_steps(restored.optimizer, restored.params, restored.state, 10)
     back = interop.optax.save(theirs.init(params), params, state, **options)
     params, _ = ten_steps(theirs, params, back, 20)
     taken = {k: np.asarray(w)[None] for k, w in params.items()}
@@ -492,8 +499,8 @@ def test_optax_goes_on_here_and_back(options, schedule):
 def test_optax_before_the_first_step(options):
     options = options | FREE
     theirs, ours = optax.rmsprop(**options), rmsprop_jax.rmsprop(**options)
-    resumed = interop.optax.load(theirs.init(PARAMS), PARAMS, **options)
-    assert_equal_trees(resumed.state, ours.init(PARAMS))
+    restored = interop.optax.load(theirs.init(PARAMS), PARAMS, **options)
+    assert_equal_trees(restored.state, ours.init(PARAMS))
     back = interop.optax.save(theirs.init(PARAMS), PARAMS, ours.init(PARAMS), **options)
     assert_equal_trees(back, theirs.init(PARAMS))
 
@@ -507,20 +514,20 @@ def test_parameters_may_be_named_as_fields_of_a_state():
             "param_groups": [group([0, 1])],
         },
     }
-    resumed = interop.torch.load(checkpoint, like)
+    restored = interop.pytorch.load(checkpoint, like)
     state = checkpoint["optimizer_state_dict"]["state"]
-    trace = optax.tree_utils.tree_get_all_with_path(resumed.state, "trace")[0][1]
+    trace = optax.tree_utils.tree_get_all_with_path(restored.state, "trace")[0][1]
     assert_equal_trees(trace["nu"]["real"], state[1]["momentum_buffer"])
     assert_equal_trees(trace["nu"]["count"], state[0]["momentum_buffer"])
 
 
-def test_unflatten_is_what_a_dense_layer_behind_an_image_needs():
+def test_reshape_is_what_a_dense_layer_behind_an_image_needs():
     image, weight = normal(4, 3, 2), normal(5, 4 * 3 * 2)  # channels, height, width
-    place = Place("kernel", axes=(2, 3, 1, 0), unflatten=(5, 4, 3, 2))
-    kernel = place.to_jax(weight, (3 * 2 * 4, 5))
+    leaf = Leaf("kernel", transpose=(2, 3, 1, 0), reshape=(5, 4, 3, 2))
+    kernel = leaf.to_jax(weight, (3 * 2 * 4, 5))
     channels_last = image.transpose(1, 2, 0).reshape(-1)
     np.testing.assert_allclose(channels_last @ kernel, weight @ image.reshape(-1), rtol=1e-5)
-    assert_equal_trees(place.from_jax(kernel, weight.shape), weight)
+    assert_equal_trees(leaf.from_jax(kernel, weight.shape), weight)
 
 
 def test_no_framework_is_imported():
@@ -540,7 +547,7 @@ def broken(change, **options):
 
 
 def load_torch(checkpoint, params=PARAMS, mapping=TORCH_MAPPING, **options):
-    return interop.torch.load(checkpoint, params, mapping, **options)
+    return interop.pytorch.load(checkpoint, params, mapping, **options)
 
 
 def put(name, x):
@@ -558,14 +565,16 @@ def in_dtype(dtype):
     return jax.tree.map(lambda x: x.astype(dtype), PARAMS)
 
 
-def with_place(place):
-    return lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.weight": place})
+def with_leaf(leaf):
+    return lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.weight": leaf})
 
 
 def save_torch(params=PARAMS, optimizer=None, step=1, **target):
     optimizer = optimizer or dialects.pytorch(momentum=0.9, centered=True)
     checkpoint = torch_checkpoint(**target)
-    return interop.torch.save(checkpoint, params, optimizer.init(params), TORCH_MAPPING, step=step)
+    return interop.pytorch.save(
+        checkpoint, params, optimizer.init(params), TORCH_MAPPING, step=step
+    )
 
 
 ADAM = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "params": [0, 1]}
@@ -593,11 +602,11 @@ BAD = {
     "missing state": (
         lambda: load_torch(broken(lambda c, _: c["optimizer_state_dict"]["state"].pop(1))),
         ValueError,
-        ["dense.bias has no state", "square_avg", "[1]"],
+        ["dense.bias has no optimizer state", "square_avg", "[1]"],
     ),
     "wrong shape of a slot": (
         lambda: load_torch(broken(put("square_avg", np.ones((3, 2), np.float32)))),
-        AssertionError,
+        ValueError,
         ["dense.weight: square_avg", "(3, 2)", "(2, 3)"],
     ),
     "nan in an average": (
@@ -670,35 +679,35 @@ BAD = {
     "mapping without a parameter": (
         lambda: load_torch(
             torch_checkpoint(),
-            mapping={"dense.bias": Place("dense/bias")},
+            mapping={"dense.bias": Leaf("dense/bias")},
             names=list(SHAPES),
         ),
         ValueError,
         ["the mapping has no 'dense.weight'"],
     ),
     "mapping with a strange parameter": (
-        lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"x": Place("dense/x")}),
+        lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"x": Leaf("dense/x")}),
         ValueError,
         ["'x'", "dense.weight"],
     ),
     "mapping to nowhere": (
-        lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.bias": Place("b")}),
+        lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.bias": Leaf("b")}),
         ValueError,
         ["dense.bias", "'b'", "dense/bias"],
     ),
     "mapping of strings": (
         lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.bias": "b"}),
         TypeError,
-        ["dense.bias", "Place", "'b'"],
+        ["dense.bias", "Leaf", "'b'"],
     ),
-    "hyperparameter that is no number": (
+    "hyperparameter that is not a number": (
         lambda: load_torch(torch_checkpoint(), momentum=lambda _: 0.9),
         TypeError,
         ["momentum"],
     ),
-    "two to one place": (
+    "two to one leaf": (
         lambda: load_torch(
-            torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.bias": Place("dense/kernel")}
+            torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.bias": Leaf("dense/kernel")}
         ),
         ValueError,
         ["dense.bias", "dense.weight", "dense/kernel"],
@@ -710,26 +719,26 @@ BAD = {
     ),
     "not transposed": (
         lambda: load_torch(
-            torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.weight": Place("dense/kernel")}
+            torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.weight": Leaf("dense/kernel")}
         ),
-        AssertionError,
+        ValueError,
         ["dense.weight", "(2, 3)", "(3, 2)", "dense/kernel"],
     ),
-    "axes that are none": (
+    "transpose that is none": (
         lambda: load_torch(
             torch_checkpoint(),
-            mapping=TORCH_MAPPING | {"dense.weight": Place("dense/kernel", axes=(2, 0))},
+            mapping=TORCH_MAPPING | {"dense.weight": Leaf("dense/kernel", transpose=(2, 0))},
         ),
         ValueError,
         ["dense.weight", "(2, 0)", "(2, 3)"],
     ),
-    "place that is flattened otherwise": (
-        with_place(Place("dense/kernel", axes=(0, 2, 1), unflatten=(2, 3, 1))),
-        AssertionError,
+    "reshape that is flattened otherwise": (
+        with_leaf(Leaf("dense/kernel", transpose=(0, 2, 1), reshape=(2, 3, 1))),
+        ValueError,
         ["dense.weight", "(2, 1, 3)", "(3, 2)"],
     ),
-    "place of another size": (
-        with_place(Place("dense/kernel", axes=(1, 0), unflatten=(2, 4))),
+    "reshape of another size": (
+        with_leaf(Leaf("dense/kernel", transpose=(1, 0), reshape=(2, 4))),
         ValueError,
         ["dense.weight", "(2, 4)", "(2, 3)"],
     ),
@@ -744,7 +753,7 @@ BAD = {
         ["2 parameters", "['dense.bias', 'dense.bias']"],
     ),
     "negative imaginary part": (
-        lambda: interop.torch.load(
+        lambda: interop.pytorch.load(
             {
                 "model_state_dict": {"w": np.ones(2, complex)},
                 "optimizer_state_dict": {
@@ -757,20 +766,20 @@ BAD = {
         ValueError,
         ["w: square_avg", "negative"],
     ),
-    "axes that are one number": (
-        with_place(Place("dense/kernel", axes=1)),
+    "transpose that is one number": (
+        with_leaf(Leaf("dense/kernel", transpose=1)),
         TypeError,
-        ["dense.weight", "whole numbers", "axes=1"],
+        ["dense.weight", "tuples of integers", "transpose=1"],
     ),
-    "axes that are floats": (
-        with_place(Place("dense/kernel", axes=(1.0, 0.0))),
+    "transpose of floats": (
+        with_leaf(Leaf("dense/kernel", transpose=(1.0, 0.0))),
         TypeError,
-        ["dense.weight", "whole numbers", "(1.0, 0.0)"],
+        ["dense.weight", "tuples of integers", "(1.0, 0.0)"],
     ),
     "mapping that is a list": (
         lambda: load_torch(torch_checkpoint(), mapping=["dense.weight", "dense.bias"]),
         TypeError,
-        ["mapping", "{name: Place}"],
+        ["mapping", "{name: Leaf}"],
     ),
     "one value too few for the groups": (
         lambda: load_torch(two_groups(), names=["dense.bias", "dense.weight"], lr=[0.1]),
@@ -873,12 +882,12 @@ BAD = {
     ),
     "optax: state of other options": (
         lambda: interop.optax.load(optax.rmsprop(0.1).init(PARAMS), PARAMS, **FREE, momentum=0.9),
-        AssertionError,
+        ValueError,
         ["source", "trace"],
     ),
     "optax: state of another optimizer": (
         lambda: interop.optax.load(optax.adam(0.1).init(PARAMS), PARAMS, **FREE),
-        AssertionError,
+        ValueError,
         ["source"],
     ),
     "optax: negative average": (
@@ -895,7 +904,7 @@ BAD = {
             rmsprop_jax.rmsprop(**FREE).init(PARAMS),
             **FREE,
         ),
-        AssertionError,
+        ValueError,
         ["target"],
     ),
     "corrected averages for TensorFlow": (
@@ -929,20 +938,22 @@ BAD = {
         ValueError,
         ["nu of dense/", "finite"],
     ),
-    "optax: ours in the place of theirs": (
+    "optax: ours instead of theirs": (
         lambda: interop.optax.save(
             optax.rmsprop(**FREE).init(PARAMS), PARAMS, optax.rmsprop(**FREE).init(PARAMS), **FREE
         ),
-        AssertionError,
+        ValueError,
         ["state"],
     ),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_checkpoint_is_refused(case):
+def test_bad_checkpoint_is_rejected(case):
     call, error, parts = BAD[case]
     with pytest.raises(error) as raised:
         call()
+    message = str(raised.value)
     for part in parts:
-        assert part in str(raised.value)
+        assert part in message
+    assert len(message.splitlines()[0]) < 300

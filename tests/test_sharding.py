@@ -1,4 +1,4 @@
-"""Where the state lives: layouts, the same bits on one device and on eight, ZeRO-1's memory."""
+"""Shardings of the state: layouts, the same bits on one device and on eight, ZeRO-1's memory."""
 
 import re
 
@@ -69,51 +69,57 @@ OPTIMIZERS = {
     ],
     ids=str,
 )
-def test_averages_lie_where_their_parameter_does(name, axis_type):
-    """And all else on every device; a compiled step leaves it there."""
+def test_averages_are_sharded_like_their_parameter(name, axis_type):
+    """And all else is replicated; a compiled step leaves it so."""
     optimizer, mesh = OPTIMIZERS[name], mesh_of_two_axes(axis_type)
     specs = {"w": P("b", "a"), "b": P(None, "a")}
     params = {"w": jnp.ones((8, 12)), "b": jnp.ones((3, 4))}
     params = jax.device_put(params, {k: NamedSharding(mesh, s) for k, s in specs.items()})
-    places = sharding.of_state(optimizer, params)
+    state_shardings = sharding.state_shardings(optimizer, params)
 
     state = jax.eval_shape(optimizer.init, {"w": jnp.ones((8, 12)), "b": jnp.ones((3, 4))})
-    assert jax.tree.structure(places) == jax.tree.structure(state)
-    cut = 0
-    for (path, leaf), place in zip(
-        jax.tree.leaves_with_path(state), jax.tree.leaves(places), strict=True
+    assert jax.tree.structure(state_shardings) == jax.tree.structure(state)
+    found = 0
+    for (path, leaf), given in zip(
+        jax.tree.leaves_with_path(state), jax.tree.leaves(state_shardings), strict=True
     ):
         names = {key.key for key in path if isinstance(key, jax.tree_util.DictKey)}
         of = next((params[k] for k in names & {"w", "b"} if params[k].shape == leaf.shape), None)
-        assert place == (NamedSharding(mesh, P()) if of is None else of.sharding)
-        cut += of is not None
-    assert cut > 0
+        assert given == (NamedSharding(mesh, P()) if of is None else of.sharding)
+        found += of is not None
+    assert found > 0
 
     with jax.set_mesh(mesh):
-        state = jax.jit(optimizer.init, out_shardings=places)(params)
-        step = jax.jit(optimizer.update, out_shardings=(None, places))
+        state = jax.jit(optimizer.init, out_shardings=state_shardings)(params)
+        step = jax.jit(optimizer.update, out_shardings=(None, state_shardings))
         _, state = step(params, state, params)
-    assert_placed(state, places)
+    assert_placed(state, state_shardings)
 
 
 def test_abstract_parameters_and_shardings_given():
     mesh = mesh_of(8)
     params = jax.eval_shape(lambda: {"w": jnp.ones((16, 4)), "b": jnp.ones(8)})
-    parts = sharding.spread(params, mesh)
-    places = sharding.of_state(rmsprop(1e-3), params, parts)
+    sharded = sharding.shard_over(params, mesh)
+    state_shardings = sharding.state_shardings(rmsprop(1e-3), params, sharded)
     rows = NamedSharding(mesh, P("data"))
-    assert sharding.of_state(rmsprop(1e-3), params, rows)[0].nu == {"w": rows, "b": rows}
-    assert places[0].nu == parts == {"w": NamedSharding(mesh, P("data", None)), "b": parts["b"]}
+    assert sharding.state_shardings(rmsprop(1e-3), params, rows)[0].nu == {"w": rows, "b": rows}
+    assert (
+        state_shardings[0].nu
+        == sharded
+        == {"w": NamedSharding(mesh, P("data", None)), "b": sharded["b"]}
+    )
 
 
 def test_flax_state():
     mesh, optimizer = mesh_of(8), rmsprop(1e-3, momentum=0.9, accumulator_dtype="float8_e5m2")
     params = nnx.state(nnx.Linear(16, 8, rngs=nnx.Rngs(0)), nnx.Param)
-    parts = sharding.spread(params, mesh)
-    places = sharding.of_state(optimizer, params, parts)
-    state = jax.jit(optimizer.init, out_shardings=places)(params)
-    _, state = jax.jit(optimizer.update, out_shardings=(parts, places))(params, state, params)
-    assert_placed(state, places)
+    sharded = sharding.shard_over(params, mesh)
+    state_shardings = sharding.state_shardings(optimizer, params, sharded)
+    state = jax.jit(optimizer.init, out_shardings=state_shardings)(params)
+    _, state = jax.jit(optimizer.update, out_shardings=(sharded, state_shardings))(
+        params, state, params
+    )
+    assert_placed(state, state_shardings)
     codes = jax.tree.leaves(state[0].nu["kernel"])[0]
     assert len(codes.addressable_shards[0].data) == 2
 
@@ -130,31 +136,32 @@ def test_flax_state():
         ((), P()),
     ],
 )
-def test_spread_cuts_the_largest_axis_that_divides(shape, spec):
+def test_shard_over_takes_the_largest_dimension_that_divides(shape, spec):
     mesh = mesh_of(8)
-    assert sharding.spread(jnp.ones(shape), mesh) == NamedSharding(mesh, spec)
+    assert sharding.shard_over(jnp.ones(shape), mesh) == NamedSharding(mesh, spec)
 
 
-def test_spread_names_what_stays_whole():
+def test_shard_over_names_what_stays_replicated():
     params = {"w": jnp.ones((8, 8)), "head": {"b": jnp.ones(10), "small": jnp.ones(1)}}
     expected = re.escape(
-        "no free axis divides by the 8 devices of 'data', so these are not spread: "
+        "no free dimension is divisible by the 8 devices of 'data', so these leaves stay "
+        "replicated over it: "
         "params['head']['b'] (10,)"
     )
     with pytest.warns(UserWarning, match=f"{expected}$"):
-        parts = sharding.spread(params, mesh_of(8))
-    assert parts["head"]["b"].is_fully_replicated
+        sharded = sharding.shard_over(params, mesh_of(8))
+    assert sharded["head"]["b"].is_fully_replicated
 
 
-def test_spread_leaves_other_axes_as_they_are():
-    """Tensor-parallel parameters: what is cut along one axis is spread over the other, too."""
+def test_shard_over_leaves_other_axes_as_they_are():
+    """Tensor-parallel parameters: leaves sharded over one axis are sharded over the other, too."""
     mesh = mesh_of_two_axes()
-    cut = NamedSharding(mesh, P(None, "b"))
-    w = jax.device_put(jnp.ones((8, 64)), cut)
-    assert sharding.spread(w, mesh, "a").spec == P("a", "b")
-    assert sharding.spread(w, mesh, "b") == cut
+    over_b = NamedSharding(mesh, P(None, "b"))
+    w = jax.device_put(jnp.ones((8, 64)), over_b)
+    assert sharding.shard_over(w, mesh, "a").spec == P("a", "b")
+    assert sharding.shard_over(w, mesh, "b") == over_b
     # A sharding of another mesh says nothing of this one.
-    assert sharding.spread(w, mesh_of(8)).spec == P(None, "data")
+    assert sharding.shard_over(w, mesh_of(8)).spec == P(None, "data")
 
 
 # Numbers.
@@ -165,7 +172,7 @@ def test_spread_leaves_other_axes_as_they_are():
     [
         ("data-parallel", OPTIONS[0], AxisType.Auto),
         ("ZeRO-1", OPTIONS[1], AxisType.Auto),
-        ("fully sharded", OPTIONS[1], AxisType.Explicit),
+        ("FSDP", OPTIONS[1], AxisType.Explicit),
     ],
     ids=str,
 )
@@ -190,7 +197,7 @@ def test_training_is_that_of_one_device(layout, axis_type, x64):
 # Inside shard_map.
 
 
-def sharded(update, mesh, params, specs, state_specs, check_vma=True):
+def in_shard_map(update, mesh, params, specs, state_specs, check_vma=True):
     return jax.jit(
         jax.shard_map(
             update,
@@ -225,52 +232,53 @@ def test_the_same_bits_inside_shard_map(specs, check_vma, axis_type, dtype):
         for _ in range(3)
     ]
 
-    def step(params, state, gradients, count):
-        with sharding.local_shards(specs):
+    def update(params, state, gradients, step):
+        with sharding.shard_map_specs(specs):
             updates, state = optimizer.update(gradients, state, params)
-            return apply_updates(params, updates, count), state
+            return apply_updates(params, updates, step), state
 
     mesh = mesh_of_two_axes(axis_type)
     spec_of = dict.fromkeys(params, specs) if specs == P() else specs
     shardings = {k: NamedSharding(mesh, spec) for k, spec in spec_of.items()}
-    split = jax.device_put(params, shardings)
-    places = sharding.of_state(optimizer, split)
-    state_specs = jax.tree.map(lambda s: s.spec, places)
-    inside = sharded(step, mesh, params, spec_of, state_specs, check_vma)
+    sharded_params = jax.device_put(params, shardings)
+    state_shardings = sharding.state_shardings(optimizer, sharded_params)
+    state_specs = jax.tree.map(lambda s: s.spec, state_shardings)
+    inside = in_shard_map(update, mesh, params, spec_of, state_specs, check_vma)
 
-    def outside(params, state, gradients, count):
+    def outside(params, state, gradients, step):
         updates, state = optimizer.update(gradients, state, params)
-        return apply_updates(params, updates, count), state
+        return apply_updates(params, updates, step), state
 
-    one, whole = optimizer.init(params), params
-    state = jax.jit(optimizer.init, out_shardings=places)(split)
-    for count, g in enumerate(gradients):
-        split, state = inside(split, state, jax.device_put(g, shardings), count)
-        whole, one = jax.jit(outside)(whole, one, g, count)
-    jax.tree.map(assert_same_bits, (split, state), (whole, one))
+    expected, expected_state = params, optimizer.init(params)
+    state = jax.jit(optimizer.init, out_shardings=state_shardings)(sharded_params)
+    for step, g in enumerate(gradients):
+        sharded_g = jax.device_put(g, shardings)
+        sharded_params, state = inside(sharded_params, state, sharded_g, step)
+        expected, expected_state = jax.jit(outside)(expected, expected_state, g, step)
+    jax.tree.map(assert_same_bits, (sharded_params, state), (expected, expected_state))
 
 
-def test_shard_map_without_local_shards_is_refused():
+def test_shard_map_without_specs_is_rejected():
     """Only where something is rounded: in float32 there is nothing to know."""
     params, mesh = jnp.ones((16, 2)), mesh_of(8)
 
     def compiled(dtype, specs=None):
         optimizer = rmsprop(0.1, accumulator_dtype=dtype)
 
-        def step(params, state, gradients, count):
+        def step(params, state, gradients, _):
             if specs is None:
                 return optimizer.update(gradients, state, params)
-            with sharding.local_shards(specs):
+            with sharding.shard_map_specs(specs):
                 return optimizer.update(gradients, state, params)
 
         state = optimizer.init(params)
         state_specs = jax.tree.map(lambda x: P("data") if x.ndim else P(), state)
-        step = sharded(step, mesh, params, P("data"), state_specs)
+        step = in_shard_map(step, mesh, params, P("data"), state_specs)
         return step(params, state, params, 0)
 
     compiled(None)
     for dtype in STORAGES[1:]:
-        with pytest.raises(ValueError, match=r"sharding\.local_shards\(specs\)"):
+        with pytest.raises(ValueError, match=r"sharding\.shard_map_specs\(specs\)"):
             compiled(dtype)
         compiled(dtype, P("data"))
         with pytest.raises(ValueError, match="no PartitionSpec for the leaf ''"):
@@ -288,33 +296,35 @@ def test_zero_1_holds_an_eighth(dtype):
     """Of the state, on each of eight devices: by what they hold, and by the compiled program."""
     optimizer = rmsprop(0.1, accumulator_dtype=dtype, **OPTIONS[1])
     mesh = mesh_of(8)
-    everywhere = NamedSharding(mesh, P())
-    params = jax.device_put({"w": jnp.ones((512, 128)), "b": jnp.ones(512)}, everywhere)
-    parts = sharding.spread(params, mesh)
-    places = sharding.of_state(optimizer, params, parts)
-    state = jax.jit(optimizer.init, out_shardings=places)(params)
-    whole = optimizer.init(params)
+    replicated = NamedSharding(mesh, P())
+    params = jax.device_put({"w": jnp.ones((512, 128)), "b": jnp.ones(512)}, replicated)
+    sharded = sharding.shard_over(params, mesh)
+    state_shardings = sharding.state_shardings(optimizer, params, sharded)
+    state = jax.jit(optimizer.init, out_shardings=state_shardings)(params)
+    replicated_state = optimizer.init(params)
 
-    total = sum(leaf.nbytes for leaf in jax.tree.leaves(whole))
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(replicated_state))
     for device in mesh.devices.flat:
         shards = [s for leaf in jax.tree.leaves(state) for s in leaf.addressable_shards]
         held = sum(s.data.nbytes for s in shards if s.device == device)
         assert total / 8 <= held <= 1.01 * total / 8
 
-    def argument_bytes(state, parts, places):
+    def argument_bytes(state, sharded, state_shardings):
         def step(gradients, state):
-            updates, state = optimizer.update(sharding.constrain(gradients, parts), state)
-            return sharding.constrain(updates, parts), state
+            updates, state = optimizer.update(
+                sharding.with_sharding_constraint(gradients, sharded), state
+            )
+            return sharding.with_sharding_constraint(updates, sharded), state
 
-        step = jax.jit(step, donate_argnums=1, out_shardings=(parts, places))
+        step = jax.jit(step, donate_argnums=1, out_shardings=(sharded, state_shardings))
         analysis = step.lower(params, state).compile().memory_analysis()
         return analysis.argument_size_in_bytes - sum(p.nbytes for p in jax.tree.leaves(params))
 
-    assert total / 8 <= argument_bytes(state, parts, places) <= 1.01 * total / 8
-    # The same of a state that every device has whole: the count is one of bytes a device.
-    all_whole = jax.tree.map(lambda _: everywhere, (parts, places))
-    whole = jax.device_put(whole, everywhere)
-    assert argument_bytes(whole, *all_whole) >= total
+    assert total / 8 <= argument_bytes(state, sharded, state_shardings) <= 1.01 * total / 8
+    # The same with a replicated state: bytes are counted per device.
+    all_replicated = jax.tree.map(lambda _: replicated, (sharded, state_shardings))
+    replicated_state = jax.device_put(replicated_state, replicated)
+    assert argument_bytes(replicated_state, *all_replicated) >= total
 
 
 # Gradients that are not finite.
@@ -325,20 +335,20 @@ def test_zero_1_holds_an_eighth(dtype):
     [
         ("ZeRO-1", np.nan, AxisType.Auto, None),
         ("ZeRO-1", np.inf, AxisType.Explicit, "float8_e5m2"),
-        ("fully sharded", np.nan, AxisType.Explicit, "bfloat16"),
-        ("fully sharded", np.inf, AxisType.Auto, "float8_e5m2"),
+        ("FSDP", np.nan, AxisType.Explicit, "bfloat16"),
+        ("FSDP", np.inf, AxisType.Auto, "float8_e5m2"),
     ],
     ids=str,
 )
 def test_all_devices_skip_a_bad_step_together(bad, dtype, layout, axis_type):
-    """One device of eight has the bad number in its part; with apply_if_finite none moves."""
+    """One device of eight has the bad number in its shard; with apply_if_finite none moves."""
     optimizer = optax.apply_if_finite(rmsprop(0.1, momentum=0.9, accumulator_dtype=dtype), 3)
     mesh, rng = mesh_of(8, axis_type), np.random.default_rng(0)
     host, _, _ = model(rng)
     params, state, of_params, of_state, of_gradients = placed(optimizer, host, mesh, layout)
 
     def step(params, state, gradients):
-        gradients = sharding.constrain(gradients, of_gradients)
+        gradients = sharding.with_sharding_constraint(gradients, of_gradients)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -363,33 +373,35 @@ def test_all_devices_skip_a_bad_step_together(bad, dtype, layout, axis_type):
 PARAMS = {"w": np.ones((16, 4), np.float32)}
 
 
-def whole_on(mesh):
+def replicated_on(mesh):
     return {"w": NamedSharding(mesh, P())}
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: sharding.spread(PARAMS, mesh_of(8), "model"), ValueError,
+        (lambda: sharding.shard_over(PARAMS, mesh_of(8), "model"), ValueError,
          r"axis must be one of the mesh's, \('data',\), got 'model'"),
-        (lambda: sharding.of_state(rmsprop(1e-3), PARAMS), TypeError,
+        (lambda: sharding.state_shardings(rmsprop(1e-3), PARAMS), TypeError,
          r"params\['w'\] must be on a mesh, with a NamedSharding, got None"),
-        (lambda: sharding.of_state(rmsprop(1e-3), jax.tree.map(jnp.asarray, PARAMS)), TypeError,
+        (lambda: sharding.state_shardings(rmsprop(1e-3), jax.tree.map(jnp.asarray, PARAMS)),
+         TypeError,
          r"params\['w'\] must be on a mesh, with a NamedSharding, got SingleDeviceSharding"),
-        (lambda: sharding.of_state(rmsprop(1e-3), PARAMS, {"w": P("data")}), TypeError,
+        (lambda: sharding.state_shardings(rmsprop(1e-3), PARAMS, {"w": P("data")}), TypeError,
          r"shardings\['w'\] must be a NamedSharding, got (P|PartitionSpec)\('data',?\)"),
-        (lambda: sharding.of_state(rmsprop(1e-3), PARAMS, {"v": NamedSharding(mesh_of(8), P())}),
-         AssertionError, r"shardings must be built as params: missing leaves: \['w'\]"),
-        (lambda: sharding.of_state(
+        (lambda: sharding.state_shardings(
+            rmsprop(1e-3), PARAMS, {"v": NamedSharding(mesh_of(8), P())}), ValueError,
+         r"shardings must be built as params: missing leaves: \['w'\]"),
+        (lambda: sharding.state_shardings(
             rmsprop(1e-3), PARAMS | {"b": PARAMS["w"]},
-            whole_on(mesh_of(8)) | {"b": NamedSharding(mesh_of(4), P())}), ValueError,
+            replicated_on(mesh_of(8)) | {"b": NamedSharding(mesh_of(4), P())}), ValueError,
          r"shardings\['w'\] must be on the mesh of the others"),
-        (lambda: sharding.of_state(rmsprop(1e-3), {}), ValueError, "params has no leaves"),
-        (lambda: sharding.constrain(PARAMS, {"w": None}), AssertionError, r"\['w'\]"),
-        (lambda: sharding.constrain(PARAMS, NamedSharding(jax.make_mesh(
+        (lambda: sharding.state_shardings(rmsprop(1e-3), {}), ValueError, "params has no leaves"),
+        (lambda: sharding.with_sharding_constraint(PARAMS, {"w": None}), ValueError, r"\['w'\]"),
+        (lambda: sharding.with_sharding_constraint(PARAMS, NamedSharding(jax.make_mesh(
             (4, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Explicit)), P())),
          ValueError, "shardings must be on a mesh with axes of one type"),
-        (lambda: sharding.local_shards({"w": "data"}).__enter__(), TypeError,
+        (lambda: sharding.shard_map_specs({"w": "data"}).__enter__(), TypeError,
          r"specs\['w'\] must be a PartitionSpec, got 'data'"),
     ],
 )  # fmt: skip

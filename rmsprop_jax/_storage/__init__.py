@@ -16,7 +16,7 @@ from rmsprop_jax._storage._accumulator import (
     store,
 )
 from rmsprop_jax._storage._float8 import FLOAT8, OneByteArray, is_one_byte
-from rmsprop_jax._storage._rounding import Rounding, roundings, to_bfloat16
+from rmsprop_jax._storage._rounding import Rounding, roundings, share, to_bfloat16
 from rmsprop_jax._storage._shards import shard_map_specs
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "roundings",
     "shard_map_specs",
+    "share",
     "store",
     "to_bfloat16",
 ]

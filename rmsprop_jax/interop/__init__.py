@@ -1,28 +1,29 @@
-"""Runs begun in another framework, carried on in JAX, and carried back.
+"""Continue runs from other frameworks in JAX, and write them back.
 
-One module a framework, one pattern:
+Every framework has a module with the same two functions:
 
-    resumed = interop.torch.load(checkpoint, params, mapping)
-    resumed.params, resumed.optimizer, resumed.state  # go on from here
-    checkpoint = interop.torch.save(checkpoint, params, state, mapping, step=step)
+    restored = interop.pytorch.load(checkpoint, params, mapping)
+    restored.params, restored.optimizer, restored.state  # continue from here
+    checkpoint = interop.pytorch.save(checkpoint, params, state, mapping, step=step)
 
-`load` reads parameters, averages and hyperparameters, checks all of it, and returns
-the transformation that the framework ran; `save` puts parameters and state into what
-`load` reads. A mapping, a dictionary of `Place`, says where each array lies in
-``params`` and how its axes are turned. Everything is NumPy; a framework is imported
-only when an object or a file of its own is handed over.
+`load` reads and checks parameters, averages and hyperparameters, and returns them with the
+optimizer that the framework ran. `save` writes parameters and state in the format that
+`load` reads. A mapping is a dictionary of `Leaf`: for each array of the framework, its path
+in ``params`` and how its axes are transposed. All arrays are NumPy; a framework is imported
+only when you pass one of its objects or files.
 
 ============= ==================================== ==================== ===========
-module        what it reads and writes             hyperparameters      mapping
+module        reads and writes                     hyperparameters      mapping
 ============= ==================================== ==================== ===========
-torch         state dictionaries, a ``.pt`` file   from the checkpoint  yes
+pytorch       state dictionaries, a ``.pt`` file   from the checkpoint  yes
 keras         a live optimizer, a ``.keras`` file  from the checkpoint  yes
 tensorflow_v1 a ``Saver`` checkpoint               arguments            yes
 optax         a state of ``optax.rmsprop``         arguments            not needed
 ============= ==================================== ==================== ===========
 """
 
-from rmsprop_jax.interop import keras, optax, tensorflow_v1, torch
-from rmsprop_jax.interop._state import Place, Resumed
+from rmsprop_jax.interop import keras, optax, pytorch, tensorflow_v1
+from rmsprop_jax.interop._convert import Restored
+from rmsprop_jax.interop._mapping import Leaf
 
-__all__ = ["Place", "Resumed", "keras", "optax", "tensorflow_v1", "torch"]
+__all__ = ["Leaf", "Restored", "keras", "optax", "pytorch", "tensorflow_v1"]

@@ -1,6 +1,6 @@
-"""States of ``optax.rmsprop``: go on with this package's `rmsprop`, and back.
+"""States of ``optax.rmsprop``: continue with this package's `rmsprop`, and convert back.
 
-The parameters stay as they are: both are Optax transformations over the same tree.
+The parameters are not changed: both optimizers are Optax transformations of the same tree.
 """
 
 from typing import Any
@@ -14,8 +14,9 @@ from jax.typing import DTypeLike
 
 from rmsprop_jax import _validate
 from rmsprop_jax._optimizer import rmsprop
-from rmsprop_jax.interop import _state
-from rmsprop_jax.interop._state import Resumed
+from rmsprop_jax.interop import _convert, _records
+from rmsprop_jax.interop._convert import Restored
+from rmsprop_jax.interop._mapping import leaf_path
 
 
 def load(
@@ -24,24 +25,25 @@ def load(
     *,
     accumulator_dtype: DTypeLike | None = None,
     **hyperparameters: Any,
-) -> Resumed:
-    """A run of ``optax.rmsprop``, to go on with `rmsprop_jax.rmsprop`.
+) -> Restored:
+    """Loads a run of ``optax.rmsprop``, to continue with `rmsprop_jax.rmsprop`.
 
     Args:
-      source: The state of ``optax.rmsprop``: of an ``optax.chain``, the part that is
-        its; of ``optax.inject_hyperparams``, the ``inner_state``.
-      params: The parameters; `Resumed` has the same.
-      accumulator_dtype: What to keep the averages in from now on.
-      **hyperparameters: The arguments of ``optax.rmsprop``, as the run had them: its
-        state does not hold them.
+      source: The state of ``optax.rmsprop``. From a state of ``optax.chain`` pass the
+        element that belongs to ``optax.rmsprop``, from one of ``optax.inject_hyperparams``
+        its ``inner_state``.
+      params: The parameters; they are returned unchanged.
+      accumulator_dtype: The dtype in which to keep the averages from now on.
+      **hyperparameters: The arguments of ``optax.rmsprop`` in that run: its state does
+        not hold them.
 
     Returns:
-      A `Resumed`.
+      A `Restored`.
 
     Raises:
-      ValueError: If an array is not finite. The message names the parameter.
-      AssertionError: From chex, if ``source`` is not the state of that optimizer for
-        those parameters.
+      ValueError: If ``source`` is not the state of that optimizer for those parameters, or
+        an array is not finite. The message names the leaf.
+      TypeError: If an array is not floating point.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,27 +52,27 @@ def load(
       >>> params = {"w": jnp.ones(3)}
       >>> theirs = optax.rmsprop(0.01, momentum=0.9)
       >>> updates, state = theirs.update(params, theirs.init(params), params)
-      >>> resumed = interop.optax.load(state, params, learning_rate=0.01, momentum=0.9)
-      >>> updates, state = resumed.optimizer.update(params, resumed.state, params)
+      >>> restored = interop.optax.load(state, params, learning_rate=0.01, momentum=0.9)
+      >>> updates, state = restored.optimizer.update(params, restored.state, params)
     """
     optimizer = rmsprop(**hyperparameters, accumulator_dtype=accumulator_dtype)
     _check_state("source", source, optax.rmsprop(**hyperparameters), params)
     for keys, leaf in tree_leaves_with_path(params):
-        _state.checked_array(f"params: {_state.path(keys)}", leaf)
-    fields = _state.read(source)
-    step = _state.counted(fields)
-    start, data = _start_and_data(step, **hyperparameters)
+        _records.checked_array(f"params: {leaf_path(keys)}", leaf)
+    fields = _convert.read_state(source)
+    step = _convert.step_in(fields)
+    start, correction = _start_and_correction(step, **hyperparameters)
     for path, square in fields["nu"].items():
-        _state.check_square(f"source: nu of {path}", square)
-        # Of a complex parameter, too, it averages |g|**2; Optax keeps a zero beside it.
+        _records.check_square(f"source: nu of {path}", square)
+        # For a complex parameter Optax averages |g|**2, too, with an imaginary part of zero.
         fields["nu"][path] = np.real(square)
     for path, mean in fields["mu"].items():
-        corrected = mean / data
-        square = (fields["nu"][path] - start) / data
-        fields["mu"][path], fields["var"][path] = corrected, _state.variance(square, corrected)
-    state = _state.fill(jax.eval_shape(optimizer.init, params), fields, step)
+        corrected = mean / correction
+        square = (fields["nu"][path] - start) / correction
+        fields["mu"][path], fields["var"][path] = corrected, _records.variance(square, corrected)
+    state = _convert.fill_state(jax.eval_shape(optimizer.init, params), fields, step)
     hyperparameters["accumulator_dtype"] = accumulator_dtype
-    return Resumed(params, optimizer, state, step, (hyperparameters,))
+    return Restored(params, optimizer, state, step, (hyperparameters,))
 
 
 def save(
@@ -81,58 +83,60 @@ def save(
     accumulator_dtype: DTypeLike | None = None,
     **hyperparameters: Any,
 ) -> optax.OptState:
-    """The state of ``optax.rmsprop`` that goes on where ``state`` stands.
+    """Converts a state of `rmsprop_jax.rmsprop` to the state of ``optax.rmsprop``.
 
     Args:
-      target: A state of ``optax.rmsprop``, as from its ``init``.
+      target: A state of ``optax.rmsprop``, such as its ``init`` returns.
       params: The parameters.
       state: The state of `rmsprop_jax.rmsprop`.
-      accumulator_dtype: What its averages are kept in.
+      accumulator_dtype: The dtype in which ``state`` keeps its averages.
       **hyperparameters: The arguments of both optimizers.
 
     Returns:
-      A new state, like ``target``.
+      A new state, like ``target``, with which ``optax.rmsprop`` continues the run.
 
     Raises:
-      ValueError, AssertionError: As `load`.
+      ValueError, TypeError: As in `load`.
     """
     _check_state("target", target, optax.rmsprop(**hyperparameters), params)
     ours = rmsprop(**hyperparameters, accumulator_dtype=accumulator_dtype)
     _check_state("state", state, ours, params)
-    fields = _state.read(state)
-    step = _state.counted(fields)
-    start, data = _start_and_data(step, **hyperparameters)
+    fields = _convert.read_state(state)
+    step = _convert.step_in(fields)
+    start, correction = _start_and_correction(step, **hyperparameters)
     for path, mean in fields["mu"].items():
-        square = _state.mean_square(fields["var"][path], mean)
-        fields["mu"][path], fields["nu"][path] = mean * data, square * data + start
+        square = _records.mean_square(fields["var"][path], mean)
+        fields["mu"][path] = mean * correction
+        fields["nu"][path] = square * correction + start
     for keys, leaf in tree_leaves_with_path(params):
         if jnp.iscomplexobj(leaf):
-            fields["nu"][_state.path(keys)] = fields["nu"][_state.path(keys)] + 0j
-    return _state.fill(target, fields, step)
+            fields["nu"][leaf_path(keys)] = fields["nu"][leaf_path(keys)] + 0j
+    return _convert.fill_state(target, fields, step)
 
 
 def _check_state(
     name: str, state: Any, optimizer: optax.GradientTransformation, params: Any
 ) -> None:
     expected = jax.eval_shape(optimizer.init, params)
-    like = "init(params) of the same hyperparameters"
+    like = "init(params) with the same hyperparameters"
     _validate.same_shapes_and_dtypes(name, state, expected, like=like)
 
 
-def _start_and_data(
+def _start_and_correction(
     step: int | None,
     decay: float = 0.9,
     initial_scale: float = 0.0,
     bias_correction: bool = False,
     **others: Any,
 ) -> tuple[float, float]:
-    """How much of Optax's averages is their start, and what divides the rest in ours.
+    """The share of `initial_scale` in Optax's averages, and the divisor for the rest.
 
-    With bias correction ours keeps both averages corrected, and without the start.
+    With bias correction, centred `rmsprop` keeps corrected averages without `initial_scale`;
+    Optax keeps uncorrected ones that include it. Otherwise both keep the same.
     """
     del others
     if not bias_correction:
         return 0.0, 1.0
-    rest = float(decay) ** (step or 0)
-    # Before the first step there is no data to divide.
-    return initial_scale * rest, 1 - rest if step else 1.0
+    start_weight = float(decay) ** (step or 0)
+    # Before the first step there is nothing to correct.
+    return initial_scale * start_weight, 1 - start_weight if step else 1.0

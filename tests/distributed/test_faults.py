@@ -22,7 +22,7 @@ def test_killed_in_training(never_killed, tmp_path):
     assert run.wait() == -signal.SIGKILL
     assert not sealed(tmp_path, 30)
     result, messages = finished(tmp_path, *ONE)
-    assert re.search("goes on at step [12]0", messages)
+    assert re.search("continues at step [12]0", messages)
     assert bits(result) == bits(never_killed[0])
 
 
@@ -56,7 +56,7 @@ def test_a_truncated_checkpoint_is_refused_and_the_older_taken(never_killed, tmp
     file.write_bytes(file.read_bytes()[:100])
     again, messages = finished(tmp_path, *ONE)
     assert "checkpoint 30 is refused: leaf params.layer 1.w" in messages
-    assert "goes on at step 20" in messages
+    assert "continues at step 20" in messages
     assert bits(again) == bits(result)
 
 

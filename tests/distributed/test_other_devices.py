@@ -27,9 +27,7 @@ def gone_back(folder, to):
     return to
 
 
-@pytest.mark.parametrize(
-    ("layout", "before", "after"), [("zero-1", "8", "2"), ("fully-sharded", "2", "8")]
-)
+@pytest.mark.parametrize(("layout", "before", "after"), [("zero-1", "8", "2"), ("fsdp", "2", "8")])
 def test_goes_on_on_another_number_of_devices(layout, before, after, tmp_path):
     """Within 1e-6 of the run that stayed where it was.
 
@@ -39,6 +37,6 @@ def test_goes_on_on_another_number_of_devices(layout, before, after, tmp_path):
     finished(tmp_path / "stayed", *flags, "--devices", before)
     moved = gone_back(tmp_path / "stayed", tmp_path / "moved")
     _, messages = finished(moved, *flags, "--devices", after)
-    assert "goes on at step 20" in messages
+    assert "continues at step 20" in messages
     for a, b in zip(final_params(moved), final_params(tmp_path / "stayed"), strict=True):
         assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()

@@ -62,7 +62,7 @@ def test_one_of_two_is_killed(tmp_path):
     assert "process 1 was killed by signal 9" in text or "process 0 ended with" in text
     assert not sealed(folder, 30)
     result, messages = finished(folder, *TWO)
-    assert re.search("goes on at step [12]0", messages)
+    assert re.search("continues at step [12]0", messages)
     assert bits(result) == bits(expected)
 
 

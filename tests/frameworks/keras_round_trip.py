@@ -24,11 +24,11 @@ def loss(params):
 model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")], name="net")
 model.compile(keras.optimizers.RMSprop(0.01, momentum=0.9, centered=True, epsilon=1e-3), "mse")
 train(model)
-mapping = {f"net/dense/{kind}": interop.Place(f"dense/{kind}") for kind in ("kernel", "bias")}
-resumed = interop.keras.load(model.optimizer, LIKE, mapping)
-params, state = resumed.params, resumed.state
+mapping = {f"net/dense/{kind}": interop.Leaf(f"dense/{kind}") for kind in ("kernel", "bias")}
+restored = interop.keras.load(model.optimizer, LIKE, mapping)
+params, state = restored.params, restored.state
 for _ in range(3):
-    updates, state = resumed.optimizer.update(jax.grad(loss)(params), state, params)
+    updates, state = restored.optimizer.update(jax.grad(loss)(params), state, params)
     params = optax.apply_updates(params, updates)
 train(model)
 theirs = interop.keras.load(model.optimizer, LIKE, mapping)

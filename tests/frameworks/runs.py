@@ -16,7 +16,7 @@ def dtype_of(options):
     return "float64" if options.get("centered") else "float32"
 
 
-def torch_path(options, gradients, params, schedule=False):
+def pytorch_path(options, gradients, params, schedule=False):
     dtype = getattr(torch, dtype_of(options))
     weights = {k: torch.tensor(w).to(dtype).requires_grad_() for k, w in params.items()}
     optimizer = torch.optim.RMSprop(weights.values(), **options)

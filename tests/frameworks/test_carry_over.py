@@ -16,7 +16,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from rmsprop_jax import interop
-from rmsprop_jax.interop import Place
+from rmsprop_jax.interop import Leaf
 
 STEPS = 100
 RNG = np.random.default_rng(0)
@@ -54,31 +54,31 @@ def loss(params, images, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def go_on(resumed, batches):
-    """Parameters and state after the steps that JAX takes from ``resumed``."""
+def go_on(restored, batches):
+    """Parameters and state after the steps that JAX takes from ``restored``."""
 
     @jax.jit
     def step(params, state, images, labels):
         gradients = jax.grad(loss)(params, images, labels)
-        updates, state = resumed.optimizer.update(gradients, state, params)
+        updates, state = restored.optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    params, state = resumed.params, resumed.state
+    params, state = restored.params, restored.state
     for batch in batches:
         params, state = step(params, state, IMAGES[batch], LABELS[batch])
     return params, state
 
 
 TORCH_MAPPING = {
-    "0.weight": Place("conv/kernel", axes=(2, 3, 1, 0)),
-    "0.bias": Place("conv/bias"),
-    "3.weight": Place("hidden/kernel", axes=(2, 3, 1, 0), unflatten=(24, 8, 8, 8)),
-    "3.bias": Place("hidden/bias"),
-    "5.weight": Place("output/kernel", axes=(1, 0)),
-    "5.bias": Place("output/bias"),
+    "0.weight": Leaf("conv/kernel", transpose=(2, 3, 1, 0)),
+    "0.bias": Leaf("conv/bias"),
+    "3.weight": Leaf("hidden/kernel", transpose=(2, 3, 1, 0), reshape=(24, 8, 8, 8)),
+    "3.bias": Leaf("hidden/bias"),
+    "5.weight": Leaf("output/kernel", transpose=(1, 0)),
+    "5.bias": Leaf("output/bias"),
 }
 KERAS_MAPPING = {
-    f"net/{layer}/{kind}": Place(f"{layer}/{kind}") for layer in START for kind in START[layer]
+    f"net/{layer}/{kind}": Leaf(f"{layer}/{kind}") for layer in START for kind in START[layer]
 }
 
 
@@ -95,11 +95,11 @@ class Torch:
             torch.nn.Linear(24, 10),
         )
         shapes = {name: tuple(w.shape) for name, w in self.model.named_parameters()}
-        start = {place.path: leaf(START, place.path) for place in TORCH_MAPPING.values()}
+        start = {mapped.path: value_at(START, mapped.path) for mapped in TORCH_MAPPING.values()}
         self.model.load_state_dict(
             {
-                name: torch.tensor(place.from_jax(start[place.path], shapes[name]))
-                for name, place in TORCH_MAPPING.items()
+                name: torch.tensor(mapped.from_jax(start[mapped.path], shapes[name]))
+                for name, mapped in TORCH_MAPPING.items()
             }
         )
         self.optimizer = torch.optim.RMSprop(
@@ -121,10 +121,10 @@ class Torch:
         }
 
     def load(self):
-        return interop.torch.load(self.checkpoint(), LIKE, TORCH_MAPPING)
+        return interop.pytorch.load(self.checkpoint(), LIKE, TORCH_MAPPING)
 
     def save(self, params, state, step):
-        saved = interop.torch.save(self.checkpoint(), params, state, TORCH_MAPPING, step=step)
+        saved = interop.pytorch.save(self.checkpoint(), params, state, TORCH_MAPPING, step=step)
         self.model.load_state_dict(saved["model_state_dict"])
         self.optimizer.load_state_dict(saved["optimizer_state_dict"])
 
@@ -214,7 +214,7 @@ class TensorFlowV1:
             self.saver.restore(self.session, self.prefix)
 
 
-def leaf(tree, path):
+def value_at(tree, path):
     for key in path.split("/"):
         tree = tree[key]
     return tree
@@ -235,13 +235,13 @@ def test_a_run_goes_on_in_jax_and_back(framework, options, tmp_path):
     first, second, third = BATCHES[:STEPS], BATCHES[STEPS : 2 * STEPS], BATCHES[2 * STEPS :]
     theirs = start()
     theirs.train(first)
-    resumed = theirs.load()
-    assert resumed.step == STEPS
-    moved = jax.tree.map(lambda a, b: np.linalg.norm(a - b), resumed.params, START)
+    restored = theirs.load()
+    assert restored.step == STEPS
+    moved = jax.tree.map(lambda a, b: np.linalg.norm(a - b), restored.params, START)
     assert min(jax.tree.leaves(moved)) > 0.01
 
     theirs.train(second)
-    params, state = go_on(resumed, second)
+    params, state = go_on(restored, second)
     assert_agree(params, theirs.load().params)
 
     back = start()

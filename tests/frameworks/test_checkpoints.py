@@ -1,4 +1,4 @@
-"""Checkpoints as the frameworks write them: files, groups, dtypes, and what is refused."""
+"""Checkpoints as the frameworks write them: files, groups, dtypes, and what is rejected."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ import tensorflow.compat.v1 as tf
 import torch
 
 from rmsprop_jax import dialects, interop
-from rmsprop_jax.interop import Place
+from rmsprop_jax.interop import Leaf
 
 ROUND_TRIP = Path(__file__).with_name("keras_round_trip.py")
 
@@ -44,14 +44,15 @@ def torch_checkpoint(model, optimizer):
 
 
 def zeros_for(mapping, model):
-    """A nested dictionary of zeros, shaped as the mapping turns the model's parameters."""
+    """A nested dictionary of zeros, with the shapes of the model's parameters as mapped."""
     tree = {}
     for name, w in model.named_parameters():
         *keys, last = mapping[name].path.split("/")
         branch = tree
         for key in keys:
             branch = branch.setdefault(key, {})
-        branch[last] = jnp.zeros(np.zeros(w.shape).transpose(mapping[name].order(w.ndim)).shape)
+        permutation = mapping[name].permutation(w.ndim)
+        branch[last] = jnp.zeros(np.zeros(w.shape).transpose(permutation).shape)
     return tree
 
 
@@ -67,11 +68,11 @@ def test_pt_file_there_and_back(tmp_path):
     train_torch(model, optimizer)
     file = tmp_path / "run.pt"
     torch.save(torch_checkpoint(model, optimizer) | {"epoch": 2}, file)
-    mapping = interop.torch.mapping_of(model)
-    resumed = interop.torch.load(file, zeros_for(mapping, model), mapping)
-    assert resumed.step == 3
-    changed = jax.tree.map(lambda w: w + 1, resumed.params)
-    interop.torch.save(file, changed, resumed.state, mapping, step=4)
+    mapping = interop.pytorch.mapping_of(model)
+    restored = interop.pytorch.load(file, zeros_for(mapping, model), mapping)
+    assert restored.step == 3
+    changed = jax.tree.map(lambda w: w + 1, restored.params)
+    interop.pytorch.save(file, changed, restored.state, mapping, step=4)
 
     assert [f.name for f in tmp_path.iterdir()] == ["run.pt"]
     saved = torch.load(file, weights_only=True)
@@ -101,8 +102,8 @@ def test_groups_of_a_real_optimizer():
         ]
     )
     train_torch(model, optimizer)
-    mapping = interop.torch.mapping_of(model)
-    resumed = interop.torch.load(
+    mapping = interop.pytorch.mapping_of(model)
+    restored = interop.pytorch.load(
         torch_checkpoint(model, optimizer), zeros_for(mapping, model), mapping
     )
     images = jnp.ones((5, 4, 4, 1))
@@ -119,17 +120,19 @@ def test_groups_of_a_real_optimizer():
         x = (x + params["0"]["bias"]).transpose(0, 3, 1, 2).reshape(5, -1)
         return jnp.sum((x @ params["2"]["kernel"] + params["2"]["bias"]) ** 2)
 
-    params, state = resumed.params, resumed.state
+    params, state = restored.params, restored.state
     for _ in range(20):
-        updates, state = resumed.optimizer.update(jax.grad(loss)(params), state, params)
+        updates, state = restored.optimizer.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
     train_torch(model, optimizer, steps=20)
-    expected = interop.torch.load(torch_checkpoint(model, optimizer), params, mapping)
+    expected = interop.pytorch.load(torch_checkpoint(model, optimizer), params, mapping)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, expected.params
     )
 
-    saved = interop.torch.save(torch_checkpoint(model, optimizer), params, state, mapping, step=23)
+    saved = interop.pytorch.save(
+        torch_checkpoint(model, optimizer), params, state, mapping, step=23
+    )
     optimizer.load_state_dict(saved["optimizer_state_dict"])
     train_torch(model, optimizer)
 
@@ -138,11 +141,11 @@ def test_bfloat16_tensors():
     model = torch_model(torch.bfloat16)
     optimizer = torch.optim.RMSprop(model.parameters(), 1e-3, momentum=0.9)
     train_torch(model, optimizer)
-    mapping = interop.torch.mapping_of(model)
+    mapping = interop.pytorch.mapping_of(model)
     like = jax.tree.map(lambda w: w.astype(jnp.bfloat16), zeros_for(mapping, model))
     checkpoint = torch_checkpoint(model, optimizer)
-    resumed = interop.torch.load(checkpoint, like, mapping)
-    saved = interop.torch.save(checkpoint, resumed.params, resumed.state, mapping, step=3)
+    restored = interop.pytorch.load(checkpoint, like, mapping)
+    saved = interop.pytorch.save(checkpoint, restored.params, restored.state, mapping, step=3)
     assert_state_dicts_equal(saved["model_state_dict"], model.state_dict())
     for i, slots in checkpoint["optimizer_state_dict"]["state"].items():
         assert_state_dicts_equal(saved["optimizer_state_dict"]["state"][i], slots)
@@ -163,12 +166,12 @@ def test_tied_weights_stay_tied():
     optimizer = torch.optim.RMSprop(model.parameters())
     model(torch.arange(5)).square().sum().backward()
     optimizer.step()
-    mapping = interop.torch.mapping_of(model)
-    assert mapping == {"embed.weight": Place("embed/embedding")}
+    mapping = interop.pytorch.mapping_of(model)
+    assert mapping == {"embed.weight": Leaf("embed/embedding")}
     checkpoint = torch_checkpoint(model, optimizer)
-    resumed = interop.torch.load(checkpoint, zeros_for(mapping, model), mapping)
-    saved = interop.torch.save(
-        checkpoint, {"embed": {"embedding": jnp.ones((5, 3))}}, resumed.state, mapping, step=1
+    restored = interop.pytorch.load(checkpoint, zeros_for(mapping, model), mapping)
+    saved = interop.pytorch.save(
+        checkpoint, {"embed": {"embedding": jnp.ones((5, 3))}}, restored.state, mapping, step=1
     )
     model.load_state_dict(saved["model_state_dict"])
     assert (model.embed.weight == 1).all()
@@ -189,18 +192,18 @@ def test_tied_weights_stay_tied():
     ids=lambda x: type(x).__name__,
 )
 def test_mapping_of_a_layer_is_flaxs(layer, leaf, shape):
-    place = interop.torch.mapping_of(torch.nn.ModuleDict({"one": layer}))["one.weight"]
-    assert place.path == f"one/{leaf}"
-    assert place.to_jax(layer.weight.detach().numpy(), shape).shape == shape
+    mapped = interop.pytorch.mapping_of(torch.nn.ModuleDict({"one": layer}))["one.weight"]
+    assert mapped.path == f"one/{leaf}"
+    assert mapped.to_jax(layer.weight.detach().numpy(), shape).shape == shape
 
 
-def test_second_name_of_a_tied_weight_is_refused():
+def test_second_name_of_a_tied_weight_is_rejected():
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2, bias=False)})
     model["b"] = model["a"]
     optimizer = torch.optim.RMSprop(model.parameters())
     with pytest.raises(ValueError, match=r"b\.weight is the same tensor as a\.weight"):
-        interop.torch.load(
-            torch_checkpoint(model, optimizer), {"w": jnp.zeros((2, 2))}, {"b.weight": Place("w")}
+        interop.pytorch.load(
+            torch_checkpoint(model, optimizer), {"w": jnp.zeros((2, 2))}, {"b.weight": Leaf("w")}
         )
 
 
@@ -216,19 +219,19 @@ def test_extra_state_of_a_module_is_kept():
     optimizer = torch.optim.RMSprop(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    checkpoint, mapping = torch_checkpoint(model, optimizer), {"weight": Place("w")}
-    resumed = interop.torch.load(checkpoint, {"w": jnp.zeros((2, 2))}, mapping)
-    saved = interop.torch.save(checkpoint, resumed.params, resumed.state, mapping, step=2)
+    checkpoint, mapping = torch_checkpoint(model, optimizer), {"weight": Leaf("w")}
+    restored = interop.pytorch.load(checkpoint, {"w": jnp.zeros((2, 2))}, mapping)
+    saved = interop.pytorch.save(checkpoint, restored.params, restored.state, mapping, step=2)
     model.load_state_dict(saved["model_state_dict"])
 
 
-def test_adam_of_torch_is_refused():
+def test_adam_of_torch_is_rejected():
     model = torch_model()
     optimizer = torch.optim.Adam(model.parameters())
     train_torch(model, optimizer)
-    mapping = interop.torch.mapping_of(model)
+    mapping = interop.pytorch.mapping_of(model)
     with pytest.raises(ValueError, match=r"not a torch.optim.RMSprop.*'alpha'"):
-        interop.torch.load(torch_checkpoint(model, optimizer), zeros_for(mapping, model), mapping)
+        interop.pytorch.load(torch_checkpoint(model, optimizer), zeros_for(mapping, model), mapping)
 
 
 def keras_model(optimizer=None, **options):
@@ -246,7 +249,7 @@ def keras_like():
 
 def load_keras(model, **options):
     prefix = model.trainable_variables[0].path.removesuffix("dense/kernel")
-    mapping = {f"{prefix}dense/{kind}": Place(f"dense/{kind}") for kind in ("kernel", "bias")}
+    mapping = {f"{prefix}dense/{kind}": Leaf(f"dense/{kind}") for kind in ("kernel", "bias")}
     return interop.keras.load(model.optimizer, keras_like(), mapping, **options)
 
 
@@ -256,9 +259,9 @@ def test_keras_file_there_and_back(tmp_path):
     )
     file = tmp_path / "run.keras"
     model.save(file)
-    resumed = interop.keras.load(file, keras_like())  # a loaded model's paths are dense/kernel
-    assert resumed.step == 1
-    hyperparameters = dict(resumed.hyperparameters[0])
+    restored = interop.keras.load(file, keras_like())  # a loaded model's paths are dense/kernel
+    assert restored.step == 1
+    hyperparameters = dict(restored.hyperparameters[0])
     assert hyperparameters.pop("learning_rate") == pytest.approx(0.01)
     assert hyperparameters == {
         "rho": 0.8,
@@ -271,17 +274,17 @@ def test_keras_file_there_and_back(tmp_path):
         "global_clipnorm": None,
     }
     live = load_keras(model)
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, live.params)
-    jax.tree.map(np.testing.assert_array_equal, resumed.state, live.state)
+    jax.tree.map(np.testing.assert_array_equal, restored.params, live.params)
+    jax.tree.map(np.testing.assert_array_equal, restored.state, live.state)
 
-    changed = jax.tree.map(lambda w: w + 1, resumed.params)
-    interop.keras.save(file, changed, resumed.state, step=5)
+    changed = jax.tree.map(lambda w: w + 1, restored.params)
+    interop.keras.save(file, changed, restored.state, step=5)
     assert [f.name for f in tmp_path.iterdir()] == ["run.keras"]
     back = interop.keras.load(file, keras_like())
     assert back.step == 5
     jax.tree.map(np.testing.assert_array_equal, back.params, changed)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), back.state, resumed.state
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), back.state, restored.state
     )
 
 
@@ -300,28 +303,28 @@ def test_schedule_of_keras_needs_one_of_ours():
     model = keras_model(learning_rate=schedule)
     with pytest.raises(ValueError, match=r"ExponentialDecay.*learning_rate="):
         load_keras(model)
-    resumed = load_keras(model, learning_rate=optax.exponential_decay(0.1, 1, 0.5))
-    gradient = jax.tree.map(jnp.ones_like, resumed.params)
-    updates, _ = resumed.optimizer.update(gradient, resumed.state, resumed.params)
+    restored = load_keras(model, learning_rate=optax.exponential_decay(0.1, 1, 0.5))
+    gradient = jax.tree.map(jnp.ones_like, restored.params)
+    updates, _ = restored.optimizer.update(gradient, restored.state, restored.params)
     at_step_one = dialects.keras(0.05)
     expected, _ = at_step_one.update(
-        gradient, load_keras(model, learning_rate=0.05).state, resumed.params
+        gradient, load_keras(model, learning_rate=0.05).state, restored.params
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
 
 
-def test_schedule_object_of_keras_is_refused():
+def test_schedule_object_of_keras_is_rejected():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
     with pytest.raises(ValueError, match=r"ExponentialDecay.*one for Optax"):
         load_keras(keras_model(), learning_rate=schedule)
 
 
-def test_keras_file_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"run\.h5 is no \.keras file"):
+def test_keras_file_of_another_kind_is_rejected(tmp_path):
+    with pytest.raises(ValueError, match=r"run\.h5 is not a \.keras file"):
         interop.keras.load(tmp_path / "run.h5", keras_like())
 
 
-def test_folder_of_tensorflow_is_refused(tmp_path):
+def test_folder_of_tensorflow_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         interop.tensorflow_v1.load(tmp_path, keras_like(), learning_rate=0.1)
 
@@ -330,7 +333,7 @@ class RMSprop(keras.optimizers.RMSprop):
     """Somebody's own, of the same name."""
 
 
-KERAS_REFUSED = {
+KERAS_REJECTED = {
     "another optimizer": (lambda: keras_model(keras.optimizers.Adam()), "not a keras.*Adam"),
     "own subclass": (lambda: keras_model(RMSprop()), "not a keras.*RMSprop"),
     "loss scaling": (
@@ -345,14 +348,14 @@ KERAS_REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", KERAS_REFUSED)
-def test_keras_optimizers_that_are_refused(case):
-    make, message = KERAS_REFUSED[case]
+@pytest.mark.parametrize("case", KERAS_REJECTED)
+def test_keras_optimizers_that_are_rejected(case):
+    make, message = KERAS_REJECTED[case]
     with pytest.raises(ValueError, match=message):
         load_keras(make())
 
 
-def test_keras_excluded_from_weight_decay_is_refused():
+def test_keras_excluded_from_weight_decay_is_rejected():
     optimizer = keras.optimizers.RMSprop(weight_decay=0.1)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     model = keras_model(optimizer)
@@ -361,32 +364,32 @@ def test_keras_excluded_from_weight_decay_is_refused():
     load_keras(model, weight_decay=None)
 
 
-def test_keras_constraint_is_refused():
+def test_keras_constraint_is_rejected():
     model = keras_model()
     model.layers[0].kernel.constraint = keras.constraints.NonNeg()
     with pytest.raises(ValueError, match="dense/kernel has a constraint"):
         load_keras(model)
 
 
-def test_keras_variables_of_one_path_are_refused():
+def test_keras_variables_of_one_path_are_rejected():
     optimizer = keras.optimizers.RMSprop()
     optimizer.build([keras.Variable(np.ones(2), name="w") for _ in range(2)])
     with pytest.raises(ValueError, match="two variables have one path"):
         interop.keras.load(optimizer, {"w": jnp.zeros(2)})
 
 
-def test_keras_without_state_is_refused():
+def test_keras_without_state_is_rejected():
     with pytest.raises(ValueError, match=r"optimizer\.build"):
         interop.keras.load(keras.optimizers.RMSprop(), keras_like())
 
 
-def test_keras_file_without_optimizer_is_refused(tmp_path):
+def test_keras_file_without_optimizer_is_rejected(tmp_path):
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(tmp_path / "a.keras")
     with pytest.raises(ValueError, match="no optimizer"):
         interop.keras.load(tmp_path / "a.keras", keras_like())
 
 
-def test_keras_nan_is_refused_by_name():
+def test_keras_nan_is_rejected_by_name():
     model = keras_model()
     model.optimizer.variables[2].assign(np.full((3, 2), np.nan))
     with pytest.raises(ValueError, match="dense/kernel: velocity must be finite"):
@@ -396,18 +399,18 @@ def test_keras_nan_is_refused_by_name():
 def test_keras_is_untouched_when_saving_fails():
     model = keras_model(momentum=0.9)
     before = [v.numpy() for v in model.optimizer.variables + model.trainable_variables]
-    resumed = load_keras(model)
+    restored = load_keras(model)
     bad = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.full(2, jnp.nan)}}
-    mapping = {v.path: Place("/".join(v.path.split("/")[-2:])) for v in model.trainable_variables}
+    mapping = {v.path: Leaf("/".join(v.path.split("/")[-2:])) for v in model.trainable_variables}
     with pytest.raises(ValueError, match="dense/bias must be finite"):
-        interop.keras.save(model.optimizer, bad, resumed.state, mapping, step=2)
+        interop.keras.save(model.optimizer, bad, restored.state, mapping, step=2)
     for dialect in (dialects.keras(), dialects.pytorch(momentum=0.9)):
         state = dialect.init(keras_like())
         with pytest.raises(ValueError, match=r"dialects\.keras.*missing.*trace"):
             interop.keras.save(model.optimizer, keras_like(), state, mapping, step=2)
     for step, error in (("3", TypeError), (-1, ValueError), (None, ValueError)):
         with pytest.raises(error, match="step must be"):
-            interop.keras.save(model.optimizer, keras_like(), resumed.state, mapping, step=step)
+            interop.keras.save(model.optimizer, keras_like(), restored.state, mapping, step=step)
     after = [v.numpy() for v in model.optimizer.variables + model.trainable_variables]
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -428,12 +431,12 @@ def test_other_variables_of_a_tensorflow_checkpoint_are_kept(tmp_path):
         saver.save(session, prefix)
         kept = session.run(others)
 
-        resumed = interop.tensorflow_v1.load(
+        restored = interop.tensorflow_v1.load(
             prefix, {"w": jnp.zeros(2)}, name="own", learning_rate=0.1, momentum=0.9
         )
-        assert resumed.step == 1
-        params = {"w": resumed.params["w"] + 1}
-        interop.tensorflow_v1.save(prefix, params, resumed.state, name="own", step=5)
+        assert restored.step == 1
+        params = {"w": restored.params["w"] + 1}
+        interop.tensorflow_v1.save(prefix, params, restored.state, name="own", step=5)
         before = session.run([w, *optimizer.variables()])
         session.run(update)
         saver.restore(session, prefix)

@@ -10,7 +10,7 @@ import pytest
 from paths import assert_same_path
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ["torch", "keras", "tensorflow_v1"]
+NAMES = ["pytorch", "keras", "tensorflow_v1"]
 
 
 def arrays(leaves):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from paths import assert_same_path, path, problem, scheduled
-from runs import keras_path, tensorflow_v1_path, torch_path
+from runs import keras_path, pytorch_path, tensorflow_v1_path
 
 from rmsprop_jax import dialects
 
@@ -43,7 +43,7 @@ def check(dialect, framework_path, options, schedule, gradients, params):
 def test_pytorch(options, schedule):
     # A gradient that is nothing but weight decay turns where w does, and doubles each rounding.
     gradients, params = problem(seed=0, smallest=1e-3)
-    check(dialects.pytorch, torch_path, options, schedule, gradients, params)
+    check(dialects.pytorch, pytorch_path, options, schedule, gradients, params)
 
 
 @pytest.mark.parametrize("schedule", [False, True])

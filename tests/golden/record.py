@@ -1,6 +1,6 @@
 """Records the paths of the frameworks' own RMSprops, for tests that run without them.
 
-Needs the extra `frameworks`: python tests/golden/record.py. One file a framework:
+Needs the extra `frameworks`: python tests/golden/record.py. One file per framework:
 versions, a small problem of tests/paths.py, and the parameters of every fifth step.
 """
 
@@ -37,7 +37,7 @@ CENTERED = {"centered": True}
 
 # The arguments of each case, and whether its learning rate falls.
 CASES = {
-    "torch": [
+    "pytorch": [
         ({}, False),
         (TORCH, False),
         (TORCH | {"alpha": 0.9}, False),
@@ -77,7 +77,7 @@ CASES = {
     ],
 }
 PACKAGES = {
-    "torch": ["torch", "numpy"],
+    "pytorch": ["torch", "numpy"],
     "keras": ["keras", "tensorflow", "numpy"],
     "tensorflow_v1": ["tensorflow", "numpy"],
 }
@@ -123,7 +123,7 @@ def main():
 
     for seed, framework in enumerate(CASES):
         # torch's weight decay asks for it: see tests/frameworks/test_parity.py.
-        smallest = 1e-3 if framework == "torch" else 1e-6
+        smallest = 1e-3 if framework == "pytorch" else 1e-6
         gradients, params = problem(seed, STEPS, WIDTH, smallest)
         framework_path = getattr(runs, f"{framework}_path")
         record = recorded(framework, framework_path, gradients, params)

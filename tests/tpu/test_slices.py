@@ -32,13 +32,13 @@ def test_models_have_the_published_numbers_of_parameters():
 @pytest.mark.parametrize("topology", SLICES)
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_state_shrinks_with_the_chips_and_is_not_moved(dtype, topology):
-    """`slices.measure` raises where the program holds something else than the shards."""
+    """`slices.measure` raises if the program holds anything but the shards."""
     model = slices.MODELS[1]._replace(layers=1)
     measured = slices.measure(model, tpu.slice_mesh(topology), dtype)
 
     params = slices.parameters(model)
-    part = STORAGES[dtype] * slices.count(params) / SLICES[topology]
-    assert part <= measured.state <= 1.01 * part
+    shard = STORAGES[dtype] * slices.count(params) / SLICES[topology]
+    assert shard <= measured.state <= 1.01 * shard
     assert measured.state <= measured.padded <= 1.1 * measured.state
 
     scales = len(jax.tree.leaves(params)) if dtype == "float8_e5m2" else 0
@@ -46,21 +46,21 @@ def test_state_shrinks_with_the_chips_and_is_not_moved(dtype, topology):
     assert [shape for c in measured.collectives for shape in c.shapes] == ["f32[]"] * scales
 
 
-# ZeRO-1: parameters on all chips, the state and the sum of the gradients in parts.
+# ZeRO-1: replicated parameters, sharded state, reduce-scattered gradients.
 
 SHAPES = {"w": (512, 1024), "v": (1024, 512)}
 SIZE = sum(map(math.prod, SHAPES.values()))
 BATCH = (256, 512)
 
 
-def compile_zero(axis_type, dtype, constrained=True, in_parts=True):
+def compile_zero(axis_type, dtype, constrained=True, shard_state=True):
     """A training step on eight chips, with an average and a momentum in the state."""
     mesh = tpu.slice_mesh("v5e:2x4", axis_type=axis_type)
     params = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in SHAPES.items()}
     optimizer = rmsprop_jax.rmsprop(1e-3, momentum=0.9, accumulator_dtype=dtype)
-    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), params)
-    parts = sharding.spread(params, mesh)
-    places = sharding.of_state(optimizer, params, parts if in_parts else everywhere)
+    replicated = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), params)
+    sharded = sharding.shard_over(params, mesh)
+    of_state = sharding.state_shardings(optimizer, params, sharded if shard_state else replicated)
 
     def step(params, state, x):
         def loss(params):
@@ -68,19 +68,19 @@ def compile_zero(axis_type, dtype, constrained=True, in_parts=True):
 
         gradients = jax.grad(loss)(params)
         if constrained:
-            gradients = sharding.constrain(gradients, parts)
+            gradients = sharding.with_sharding_constraint(gradients, sharded)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     arguments = (
-        tpu.placed(params, everywhere),
-        tpu.placed(jax.eval_shape(optimizer.init, params), places),
+        tpu.placed(params, replicated),
+        tpu.placed(jax.eval_shape(optimizer.init, params), of_state),
         tpu.placed(
             jax.ShapeDtypeStruct(BATCH, jnp.float32), NamedSharding(mesh, PartitionSpec("data"))
         ),
     )
     with jax.set_mesh(mesh):
-        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(everywhere, places))
+        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(replicated, of_state))
         return jitted.lower(*arguments).compile()
 
 
@@ -91,7 +91,7 @@ def shapes(compiled, kind):
 
 
 # Each parameter once.
-WHOLE = ["f32[1024,512]", "f32[512,1024]"]
+ALL = ["f32[1024,512]", "f32[512,1024]"]
 KINDS = {"all-gather", "all-reduce", "reduce-scatter"}
 
 
@@ -100,17 +100,17 @@ KINDS = {"all-gather", "all-reduce", "reduce-scatter"}
 def test_zero_moves_gradients_and_parameters_and_never_the_state(dtype, state_bytes, axis_type):
     compiled = compile_zero(axis_type, dtype)
     assert {c.kind for c in tpu.collectives(compiled)} <= KINDS
-    assert shapes(compiled, "reduce-scatter") == WHOLE
+    assert shapes(compiled, "reduce-scatter") == ALL
     # They would be more, were the average or the momentum gathered.
-    assert shapes(compiled, "all-gather") == WHOLE
+    assert shapes(compiled, "all-gather") == ALL
     # Nor are they the updates: those have not been added.
     gathers = [c for c in tpu.collectives(compiled) if c.kind == "all-gather"]
     assert all(c.source.endswith("/add") for c in gathers)
     # One byte's scales are scalars.
     assert shapes(compiled, "all-reduce") == []
 
-    # Parameters, an eighth of the state and of the batch; two scales a leaf of one byte and the
-    # numbers of the step, in 512 bytes each.
+    # Parameters, an eighth of the state and of the batch; two scales per 8-bit leaf and the
+    # step counters, in 512 bytes each.
     expected = 4 * SIZE + state_bytes * SIZE / 8 + 4 * math.prod(BATCH) / 8
     scalars = 6 * 512 if dtype == "float8_e5m2" else 0
     assert compiled.memory_analysis().argument_size_in_bytes == expected + scalars
@@ -118,14 +118,14 @@ def test_zero_moves_gradients_and_parameters_and_never_the_state(dtype, state_by
 
 @axis_types
 def test_the_tests_of_zero_can_fail(axis_type):
-    """A state on all chips is gathered too, and not an eighth."""
-    compiled = compile_zero(axis_type, "float32", in_parts=False)
-    assert shapes(compiled, "all-gather") == sorted(3 * WHOLE)
+    """A replicated state is gathered, too, and each chip holds more than an eighth."""
+    compiled = compile_zero(axis_type, "float32", shard_state=False)
+    assert shapes(compiled, "all-gather") == sorted(3 * ALL)
     assert compiled.memory_analysis().argument_size_in_bytes > (4 + 8) * SIZE
 
 
-def test_without_constrain_all_gradients_go_to_all_chips():
+def test_without_a_constraint_gradients_are_all_reduced():
     """On an Explicit mesh; on one of Auto axes the compiler sees where they are needed."""
     compiled = compile_zero(AxisType.Explicit, "float32", constrained=False)
-    assert shapes(compiled, "all-reduce") == WHOLE
+    assert shapes(compiled, "all-reduce") == ALL
     assert shapes(compiled, "reduce-scatter") == []
