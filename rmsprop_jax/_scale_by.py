@@ -34,7 +34,8 @@ def scale_by_rms(
 
     Decays with many nines are rounded by float32 itself: v of constant gradients is 0.04 % too
     small at 0.9999, 0.7 % at 0.99999, 7 % at 0.999999. A decay that arrives as a float32 array,
-    as from ``optax.inject_hyperparams``, is less exact than a Python float: v is off by 0.014 % at 0.9999.
+    as from ``optax.inject_hyperparams``, is less exact than a Python float: v is off by 0.014 %
+    at 0.9999.
 
     Args:
       decay: d, in [0, 1). The average looks back over about ``1 / (1 - d)`` steps.

@@ -90,9 +90,9 @@ def pytorch(
     """
     lr = _validate.learning_rate(lr=lr)
     _validate.flag(maximize=maximize)
+    _validate.nonnegative(weight_decay=weight_decay, eps=eps)
     decays = _validate.decays(weight_decay=weight_decay)
     _validate.fraction(alpha=alpha)
-    _validate.nonnegative(eps=eps)
     steps = optax.chain(
         optax.scale(-1.0) if maximize else optax.identity(),
         _transform.decayed_weights(weight_decay) if decays else optax.identity(),
@@ -199,7 +199,8 @@ def tensorflow_v1(
     Unlike Keras's and torch's, v starts from one: where gradients are small, the first hundred
     steps or so are small too. Gradients are dense here; of an embedding, TensorFlow leaves the
     rows that a step does not touch, and their slots, as they are. Otherwise as Keras's, with an
-    epsilon of 1e-10; the papers that use it set their own, up to 1. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
+    epsilon of 1e-10; the papers that use it set their own, up to 1. ``centered`` replaces
+    :math:`v_t` by :math:`v_t - m_t^2`.
 
     Args:
       learning_rate: :math:`\eta`, or a schedule.

@@ -34,11 +34,7 @@ REFUSED_WHEN_BUILT = [
     *((rmsprop, "learning_rate", bad, ValueError, "finite") for bad in NOT_FINITE),
     *((rmsprop, "learning_rate", bad, TypeError, "or a schedule") for bad in NOT_A_NUMBER),
     *((rmsprop, "weight_decay", bad, ValueError, ">= 0") for bad in NOT_A_SIZE),
-    *(
-        (rmsprop, "weight_decay", bad, TypeError, ">= 0")
-        for bad in NOT_A_NUMBER
-        if bad is not None
-    ),
+    *((rmsprop, "weight_decay", bad, TypeError, ">= 0") for bad in NOT_A_NUMBER if bad is not None),
     *((rmsprop, "momentum", bad, ValueError, "< 1") for bad in NOT_IN_UNIT_INTERVAL),
     *((rmsprop, "momentum", bad, TypeError, "< 1") for bad in NOT_A_NUMBER if bad is not None),
     (rmsprop, "nesterov", True, ValueError, "momentum"),
@@ -293,7 +289,7 @@ def test_state_of_another_model(params):
 def test_array_of_weight_decay_without_params(transform):
     optimizer = optax.inject_hyperparams(rmsprop)(learning_rate=0.1, weight_decay=0.1)
     state = optimizer.init(tree())
-    with pytest.raises(ValueError, match="weight_decay.* needs params, got None"):
+    with pytest.raises(ValueError, match=r"weight_decay.* needs params, got None"):
         transform(optimizer.update)(tree(), state)
 
 
@@ -303,12 +299,9 @@ def test_message_about_one_leaf_of_five_thousand():
     other = {f"block {i}": jnp.ones(()) for i in range(5000)}
     state = rmsprop(0.1).init(params)
     for updates in (fewer, other):
-        with pytest.raises(ValueError, match="nu\\['layer"):
+        with pytest.raises(ValueError, match=r"nu\['layer") as refused:
             rmsprop(0.1).update(updates, state)
-        try:
-            rmsprop(0.1).update(updates, state)
-        except ValueError as error:
-            assert len(str(error)) < 400
+        assert len(str(refused.value)) < 400
 
 
 @pytest.mark.parametrize("params", [None, tree()], ids=["without params", "with params"])
@@ -326,7 +319,10 @@ def test_chex_stands_behind_that():
     """What slips past the checks of the package meets chex's."""
     part = _transform._rms_step
     with pytest.raises(AssertionError, match="Chex"):
-        part(jnp.ones(4), True, False, jnp.ones((1, 3)), jnp.ones((2, 3)), None)
+        part(
+            jnp.ones(4), jnp.ones((1, 3)), jnp.ones((2, 3)), None,
+            eps_in_sqrt=True, bias_correction=False,
+        )  # fmt: skip
 
 
 def test_state_of_another_accumulator_dtype_is_refused(x64):
@@ -352,7 +348,7 @@ def test_mask_without_weight_decay():
 ALLOWED = [
     {"learning_rate": 0},
     {"learning_rate": -0.1},
-    {"learning_rate": lambda step: -0.1},
+    {"learning_rate": optax.constant_schedule(-0.1)},
     {"learning_rate": 0.1, "weight_decay": 0.1, "mask": {"w": True, "b": False}},
     {"learning_rate": 0.0},
     {"learning_rate": np.float32(0.1)},

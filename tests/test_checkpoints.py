@@ -142,7 +142,7 @@ def remove(file):
         (f"default/{LEAF}/0.0", LEAF),
         (f"default/{LEAF}/.zarray", LEAF),
         ("default/state.0.nu.layer 0.w.codes/3.0", "state.0.nu.layer 0.w.codes"),
-        ("default/state.0.nu.layer 0.b.unit/0", "state.0.nu.layer 0.b.unit"),
+        ("default/state.0.nu.layer 0.b.scale/0", "state.0.nu.layer 0.b.scale"),
         ("default/_METADATA", "default"),
         ("seal.json", None),
     ],

@@ -13,7 +13,13 @@ import pytest
 import reference
 from optax.tree_utils import tree_get
 from paths import assert_same_path, path, problem, scheduled, traced_path
-from test_bad_input import NOT_A_NUMBER, NOT_A_SIZE, NOT_IN_UNIT_INTERVAL, name_of
+from test_bad_input import (
+    NOT_A_NUMBER,
+    NOT_A_SIZE,
+    NOT_FINITE,
+    NOT_IN_UNIT_INTERVAL,
+    name_of,
+)
 
 import rmsprop_jax
 from rmsprop_jax import dialects
@@ -431,17 +437,21 @@ REFUSED = [
     case
     for name, k in NUMBERS
     for case in [
-        *((name, k, bad, TypeError, ">= 0") for bad in NOT_A_NUMBER if bad is not None),
+        *((name, k, bad, TypeError, "finite number") for bad in NOT_A_NUMBER if bad is not None),
         (name, k, jnp.ones(3), ValueError, "one number"),
         *(
             ((name, k, bad, ValueError, "< 1") for bad in NOT_IN_UNIT_INTERVAL)
             if k in DECAYS
+            else ((name, k, bad, ValueError, "finite") for bad in NOT_FINITE)
+            if k in RATES
             else ((name, k, bad, ValueError, ">= 0") for bad in NOT_A_SIZE)
         ),
     ]
 ]
 REFUSED += [
-    (name, k, None, TypeError, ">= 0") for name, k in NUMBERS if SIGNATURES[name][k] is not None
+    (name, k, None, TypeError, "finite number")
+    for name, k in NUMBERS
+    if SIGNATURES[name][k] is not None
 ]
 REFUSED += [
     (name, k, optax.constant_schedule(0.9), TypeError, "inject_hyperparams")

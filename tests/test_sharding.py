@@ -120,7 +120,7 @@ def test_flax_state():
         params, state, params
     )
     assert_placed(state, state_shardings)
-    codes = jax.tree.leaves(state[0].nu["kernel"])[0]
+    codes = jax.tree.leaves(state[0].nu["kernel"])[1]
     assert len(codes.addressable_shards[0].data) == 2
 
 
