@@ -12,9 +12,7 @@ from rmsprop_jax import _storage, _trees, _validate
 from rmsprop_jax._numerics import widen
 
 
-def apply_updates(
-    params: optax.Params, updates: optax.Updates, step: ArrayLike | None = None
-) -> optax.Params:
+def apply_updates(params: Any, updates: Any, step: ArrayLike | None = None) -> Any:
     """``optax.apply_updates``, with stochastic rounding where parameters are bfloat16.
 
     A bfloat16 number near one has neighbours 0.004 and 0.008 away. Rounded to nearest, an

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import PyTreeDef, keystr, tree_map_with_path
+from jax.tree_util import keystr, tree_map_with_path
 
 from rmsprop_jax import _storage, _trees, _validate
 from rmsprop_jax._numerics import widen
@@ -22,12 +22,10 @@ def checked(
     """
     layout = _Layout.of(tx)
 
-    def init(params: optax.Params) -> optax.OptState:
+    def init(params: Any) -> Any:
         return tx.init(tree_map_with_path(_with_state, params))
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: Any = None, **extra_args: Any
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args  # for other transformations in the chain
         given, treedef = _trees.flatten(updates)
         params_leaves = _trees.flatten_like(treedef, params)
@@ -113,7 +111,7 @@ class _Layout(NamedTuple):
       leaves: What stands in it: an average, which has the parameter's shape (1,), or a step.
     """
 
-    containers: PyTreeDef
+    containers: Any
     leaves: list[Any]
 
     @classmethod
@@ -122,7 +120,7 @@ class _Layout(NamedTuple):
         leaves, containers = jax.tree.flatten(one, is_leaf=_storage.is_one_byte)
         return cls(containers, leaves)
 
-    def fit(self, state: Any, updates: Any, treedef: PyTreeDef, params: Any) -> Any:
+    def fit(self, state: Any, updates: Any, treedef: Any, params: Any) -> Any:
         """The state, rebuilt if it came back in other containers; an error if it is another's."""
         expected = self._expected(treedef, treedef.flatten_up_to(updates))
         wanted, structure = jax.tree.flatten(expected)
@@ -138,7 +136,7 @@ class _Layout(NamedTuple):
             _validate.same_structure("state", state, expected, like, hint=_validate.OTHER_STATE)
             raise
 
-    def _expected(self, treedef: PyTreeDef, gradients: list[Any]) -> Any:
+    def _expected(self, treedef: Any, gradients: list[Any]) -> Any:
         def like_updates(average: Any) -> Any:
             # Without a gradient the state may have anything; of a complex one, two parts.
             free = [g is None or jnp.iscomplexobj(g) for g in gradients]
@@ -183,7 +181,7 @@ def _is_step(leaf: Any) -> bool:
     return leaf is not _ANYTHING and leaf.shape == ()
 
 
-def _one_level(node: Any) -> tuple[dict[str, Any], PyTreeDef]:
+def _one_level(node: Any) -> tuple[dict[str, Any], Any]:
     """The children of a node by name."""
     below, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     return {keystr(path, simple=True): child for path, child in below}, treedef

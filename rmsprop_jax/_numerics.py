@@ -2,11 +2,15 @@
 
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlog1py
 from jax.typing import ArrayLike, DTypeLike
+
+Scalar = Any
+"""A hyperparameter: an ``ArrayLike`` of shape (), which type checkers let nobody compute with."""
 
 
 @functools.cache
@@ -41,7 +45,7 @@ def difference(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.clip(a - b, -largest, largest)
 
 
-def divide(a: ArrayLike, b: ArrayLike) -> jax.Array:
+def divide(a: Any, b: Any) -> jax.Array:
     """``a / b``, and zero with a zero derivative where ``b`` is zero.
 
     The derivative forms ``1 / b**2``: in float32 it is finite from ``b = 1e-19`` on.
@@ -49,12 +53,12 @@ def divide(a: ArrayLike, b: ArrayLike) -> jax.Array:
     return a / jnp.where(b == 0, jnp.inf, b)
 
 
-def sqrt(x: ArrayLike) -> jax.Array:
+def sqrt(x: Any) -> jax.Array:
     """``sqrt(x)``, whose derivative at zero is zero instead of infinite."""
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
-def bias_correction(decay: ArrayLike, step: jax.Array) -> jax.Array:
+def bias_correction(decay: Scalar, step: jax.Array) -> jax.Array:
     """``1 - decay**step``: the weight of all gradients in an average that began at zero.
 
     Close to zero it has the digits of Optax's form and no more: Optax's tests compare both, Adam
@@ -63,17 +67,17 @@ def bias_correction(decay: ArrayLike, step: jax.Array) -> jax.Array:
     return 1 - power(decay, step)
 
 
-def corrected_start(decay: ArrayLike, step: jax.Array) -> jax.Array:
+def corrected_start(decay: Scalar, step: jax.Array) -> jax.Array:
     """``decay**step / (1 - decay**step)``: what bias correction makes of a start of one."""
     return power(decay, step) / bias_correction(decay, step)
 
 
-def power(decay: ArrayLike, step: jax.Array) -> jax.Array:
+def power(decay: Scalar, step: jax.Array) -> jax.Array:
     """``decay**step`` in floats: an integer power rounds differently with jit and without."""
     return decay ** step.astype(float)
 
 
-def newest_weight(decay: ArrayLike, step: jax.Array) -> jax.Array:
+def newest_weight(decay: Scalar, step: jax.Array) -> jax.Array:
     """``(1 - decay) / (1 - decay**step)``: the newest weight in a bias-corrected average.
 
     Computed as ``1 / (1 + decay + ... + decay**(step - 1))``, which is exactly one at the first
@@ -92,6 +96,6 @@ def norm(arrays: Iterable[jax.Array]) -> jax.Array:
     return sqrt(sum(squares, start=jnp.zeros([])))
 
 
-def clip_to_norm(g: jax.Array, norm: jax.Array, limit: ArrayLike) -> jax.Array:
+def clip_to_norm(g: jax.Array, norm: jax.Array, limit: Scalar) -> jax.Array:
     """``g``, scaled down by as much as ``norm`` is above ``limit``; zero if that is infinite."""
     return g * divide(limit, jnp.maximum(norm, limit))

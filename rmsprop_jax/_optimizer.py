@@ -10,7 +10,7 @@ from rmsprop_jax._checked import checked
 
 
 def rmsprop(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: ArrayLike | optax.Schedule,
     decay: ArrayLike = 0.9,
     eps: ArrayLike = 1e-8,
     initial_scale: ArrayLike = 0.0,
@@ -147,21 +147,21 @@ def rmsprop(
         bias_correction=bias_correction,
         accumulator_dtype=accumulator_dtype,
     )
-    learning_rate = _validate.learning_rate(learning_rate=learning_rate)
+    rate = _validate.learning_rate(learning_rate=learning_rate)
     _validate.flag(centered=centered)
     _validate.momentum(momentum=momentum, nesterov=nesterov)
-    decays = _validate.decays(weight_decay=weight_decay, mask=mask)
+    weight_decay = _validate.weight_decay(weight_decay=weight_decay, mask=mask)
 
     parts = [
         _transform.stddev(**options) if centered else _transform.rms(**options),
-        optax.scale_by_learning_rate(learning_rate),
+        optax.scale_by_learning_rate(rate),
         optax.identity()
         if momentum is None
         else _transform.trace(
             momentum=momentum, nesterov=nesterov, accumulator_dtype=accumulator_dtype
         ),
     ]
-    if decays:
+    if weight_decay is not None:
         # Last, outside the momentum buffer: that is what decoupled means.
-        parts.append(_transform.decayed_weights(weight_decay, learning_rate, mask))
-    return checked(optax.chain(*parts), uses_params=decays)
+        parts.append(_transform.decayed_weights(weight_decay, rate, mask))
+    return checked(optax.chain(*parts), uses_params=weight_decay is not None)

@@ -8,20 +8,19 @@ float32 the difference would lose digits: 1 - 0.9999 is wrong by 0.01 %.
 """
 
 import jax
-from jax.typing import ArrayLike
 
-from rmsprop_jax._numerics import abs_sq, difference, divide, sqrt
+from rmsprop_jax._numerics import Scalar, abs_sq, difference, divide, sqrt
 
 
 def rms(
     g: jax.Array,
     v: jax.Array,
     *,
-    decay: ArrayLike,
-    weight: ArrayLike,
-    eps: ArrayLike,
+    decay: Scalar,
+    weight: Scalar,
+    eps: Scalar,
     eps_in_sqrt: bool,
-    correction: ArrayLike = 1,
+    correction: Scalar = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Divides the gradient by the root of the moving average of its square.
 
@@ -40,10 +39,10 @@ def stddev(
     m: jax.Array,
     s: jax.Array,
     *,
-    weight: ArrayLike,
-    eps: ArrayLike,
+    weight: Scalar,
+    eps: Scalar,
     eps_in_sqrt: bool,
-    start: ArrayLike = 0,
+    start: Scalar = 0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Divides the gradient by its moving standard deviation: Graves, eq. 38 to 40.
 
@@ -70,7 +69,7 @@ def stddev(
 
 
 def trace(
-    x: jax.Array, b: jax.Array, *, momentum: ArrayLike, nesterov: bool
+    x: jax.Array, b: jax.Array, *, momentum: Scalar, nesterov: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Momentum, ``b' = momentum * b + x``; Nesterov's looks one step ahead.
 
@@ -81,6 +80,6 @@ def trace(
     return (momentum * b + x if nesterov else b), b
 
 
-def over_root(g: jax.Array, v: jax.Array, eps: ArrayLike, eps_in_sqrt: bool) -> jax.Array:
+def over_root(g: jax.Array, v: jax.Array, eps: Scalar, eps_in_sqrt: bool) -> jax.Array:
     """``g / sqrt(v + eps)``, or ``g / (sqrt(v) + eps)``; zero where the denominator is."""
     return divide(g, sqrt(v + eps) if eps_in_sqrt else sqrt(v) + eps)

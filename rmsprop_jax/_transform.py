@@ -6,55 +6,29 @@ makes of these parts, or of a chain of them, what users are given.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from rmsprop_jax import _numerics, _rmsprop, _storage, _validate
+from rmsprop_jax._numerics import Scalar
+from rmsprop_jax._states import (
+    LowPrecisionTraceState,
+    ScaleByRmsWithCountState,
+    ScaleByStddevState,
+)
 from rmsprop_jax._trees import per_leaf
-
-# This class has no public name in Optax 0.2.8.
-ScaleByRmsWithCountState = type(optax.scale_by_rms(bias_correction=True).init({}))
-
-
-class ScaleByStddevState(NamedTuple):
-    """State of `scale_by_stddev`.
-
-    Attributes:
-      count: Steps taken, an int32 scalar; ``None`` if neither bias correction nor a low-precision
-        ``accumulator_dtype`` needs it.
-      mu: m, the moving average of ``g``, shaped as the parameters.
-      var: ``s = v - |m|**2``, the moving variance of ``g``: real, shaped alike. Optax has v there,
-        its ``nu``. With bias correction both averages are kept corrected.
-    """
-
-    count: jax.Array | None  # pyright: ignore[reportIncompatibleMethodOverride]
-    mu: optax.Updates
-    var: optax.Updates
-
-
-class LowPrecisionTraceState(NamedTuple):
-    """State of a momentum buffer in low precision: ``optax.TraceState`` and the step.
-
-    Attributes:
-      step: Steps taken, an int32 scalar. Not ``count``, which ``optax.tree_utils.tree_get`` is to
-        find once.
-      trace: b, the momentum buffer, shaped as the parameters.
-    """
-
-    step: jax.Array
-    trace: optax.Updates
 
 
 def rms(
     *,
-    decay: ArrayLike,
-    eps: ArrayLike,
-    initial_scale: ArrayLike = 0.0,
+    decay: Scalar,
+    eps: Scalar,
+    initial_scale: Scalar = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
     accumulator_dtype: DTypeLike | None = None,
@@ -62,13 +36,13 @@ def rms(
     """`scale_by_rms`, unchecked."""
     counts = bias_correction or _storage.is_low_precision(accumulator_dtype)
 
-    def init(params: optax.Params) -> Any:
+    def init(params: Any) -> Any:
         nu = _averages(params, initial_scale, accumulator_dtype, nonnegative=True)
         return ScaleByRmsWithCountState(_zero(), nu) if counts else optax.ScaleByRmsState(nu)
 
-    def update(updates: optax.Updates, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count = optax.safe_increment(state.count) if counts else None
+        count: Any = optax.safe_increment(state.count) if counts else None
         correction = _numerics.bias_correction(decay, count) if bias_correction else 1.0
         updates, new = per_leaf(
             partial(_rms_step, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction),
@@ -111,9 +85,9 @@ def _rms_step(
 
 def stddev(
     *,
-    decay: ArrayLike,
-    eps: ArrayLike,
-    initial_scale: ArrayLike = 0.0,
+    decay: Scalar,
+    eps: Scalar,
+    initial_scale: Scalar = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
     accumulator_dtype: DTypeLike | None = None,
@@ -121,18 +95,16 @@ def stddev(
     """`scale_by_stddev`, unchecked."""
     counts = bias_correction or _storage.is_low_precision(accumulator_dtype)
 
-    def init(params: optax.Params) -> ScaleByStddevState:
+    def init(params: Any) -> ScaleByStddevState:
         # The corrected averages hold gradients only; `update` adds the start to them.
         start = 0.0 if bias_correction else initial_scale
         mu = _averages(params, 0.0, accumulator_dtype)
         var = _averages(params, start, accumulator_dtype, nonnegative=True)
         return ScaleByStddevState(_zero() if counts else None, mu, var)
 
-    def update(
-        updates: optax.Updates, state: ScaleByStddevState, params: Any = None
-    ) -> tuple[optax.Updates, ScaleByStddevState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, ScaleByStddevState]:
         del params
-        count = optax.safe_increment(state.count) if counts else None
+        count: Any = optax.safe_increment(state.count) if counts else None
         weight, start = 1 - decay, 0.0
         if bias_correction:
             weight = _numerics.newest_weight(decay, count)
@@ -180,18 +152,18 @@ def _stddev_step(
 
 
 def trace(
-    *, momentum: ArrayLike, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
+    *, momentum: Scalar, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformation:
     """``optax.trace``, unchecked, kept in at least float32 or rounded stochastically."""
     counts = _storage.is_low_precision(accumulator_dtype)
 
-    def init(params: optax.Params) -> Any:
+    def init(params: Any) -> Any:
         buffer = _averages(params, 0.0, accumulator_dtype)
         return LowPrecisionTraceState(_zero(), buffer) if counts else optax.TraceState(buffer)
 
-    def update(updates: optax.Updates, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count = optax.safe_increment(state.step) if counts else None
+        count: Any = optax.safe_increment(state.step) if counts else None
         updates, new = per_leaf(
             partial(_trace_step, nesterov=nesterov),
             updates,
@@ -223,8 +195,8 @@ def _trace_step(
 
 
 def decayed_weights(
-    weight_decay: ArrayLike,
-    learning_rate: optax.ScalarOrSchedule | None = None,
+    weight_decay: Scalar,
+    learning_rate: Scalar | optax.Schedule | None = None,
     mask: Any = None,
 ) -> optax.GradientTransformation:
     """``optax.add_decayed_weights``, unchecked: ``g + weight_decay * w``.
@@ -239,7 +211,7 @@ def decayed_weights(
         factor = -weight_decay * learning_rate
     decay = optax.add_decayed_weights(factor, mask)
 
-    def update(updates: optax.Updates, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         _validate.params_given(params, weight_decay=weight_decay)
         return decay.update(updates, state, params)
 
@@ -249,8 +221,8 @@ def decayed_weights(
 
 
 def _averages(
-    params: optax.Params,
-    start: ArrayLike,
+    params: Any,
+    start: Scalar,
     accumulator_dtype: DTypeLike | None,
     *,
     nonnegative: bool = False,

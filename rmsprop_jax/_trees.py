@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import PyTreeDef, keystr, tree_flatten_with_path
-from jax.typing import ArrayLike
+from jax.tree_util import keystr, tree_flatten_with_path
 
 from rmsprop_jax import _storage, _validate
-from rmsprop_jax._numerics import at_least_float32
+from rmsprop_jax._numerics import Scalar, at_least_float32
 
 FLOAT0 = jax.dtypes.float0
 
@@ -30,7 +29,7 @@ def _is_inexact(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
-def flatten(updates: Any) -> tuple[list[Any], PyTreeDef]:
+def flatten(updates: Any) -> tuple[list[Any], Any]:
     """The leaves of ``updates``, None among them."""
     return jax.tree.flatten(updates, is_leaf=_is_none)
 
@@ -40,7 +39,7 @@ def paths_of(updates: Any) -> list[Any]:
     return [path for path, _ in tree_flatten_with_path(updates, is_leaf=_is_none)[0]]
 
 
-def flatten_like(treedef: PyTreeDef, tree: Any) -> list[Any] | None:
+def flatten_like(treedef: Any, tree: Any) -> list[Any] | None:
     """What ``tree`` has at the leaves of ``treedef``; None if it is built otherwise."""
     try:
         return treedef.flatten_up_to(tree)
@@ -57,7 +56,7 @@ def per_leaf(
     updates: Any,
     averages: Mapping[str, Any],
     *,
-    scalars: Sequence[ArrayLike],
+    scalars: Sequence[Scalar],
     accumulator_dtype: Any,
     count: jax.Array | None,
 ) -> tuple[Any, dict[str, Any]]:

@@ -93,14 +93,14 @@ def averages(**options: Any) -> dict[str, Any]:
     return options
 
 
-def decays(*, mask: Any = None, **named: Any) -> bool:
-    """Whether a weight decay is on; raises if it is bad, or missing beside its ``mask``."""
+def weight_decay(*, mask: Any = None, **named: Any) -> Any:
+    """The value, None where nothing decays; raises if it is bad, or missing beside its ``mask``."""
     ((name, value),) = named.items()
     if value is not None:
         nonnegative(**named)
     elif mask is not None:
         raise ValueError(f"mask must come with {name}, a number >= 0; got None")
-    return value is not None and not is_zero(value)
+    return None if value is None or is_zero(value) else value
 
 
 def momentum(*, momentum: Any, nesterov: Any) -> None:
@@ -190,7 +190,7 @@ def _is_real(value: Any) -> bool:
 
 def known_leaf(name: str, leaf: Any) -> None:
     """Raises if a leaf is another library's array, which JAX does not take for one."""
-    dtype = getattr(leaf, "dtype", None)
+    dtype: Any = getattr(leaf, "dtype", None)
     try:
         jnp.issubdtype(dtype, jnp.inexact)
     except TypeError:

@@ -34,7 +34,7 @@ from rmsprop_jax._optimizer import rmsprop
 
 
 def pytorch(
-    lr: optax.ScalarOrSchedule = 1e-2,
+    lr: ArrayLike | optax.Schedule = 1e-2,
     alpha: ArrayLike = 0.99,
     eps: ArrayLike = 1e-8,
     weight_decay: ArrayLike = 0.0,
@@ -88,23 +88,23 @@ def pytorch(
       `torch.optim.RMSprop
       <https://docs.pytorch.org/docs/stable/generated/torch.optim.RMSprop.html>`_.
     """
-    lr = _validate.learning_rate(lr=lr)
+    rate = _validate.learning_rate(lr=lr)
     _validate.flag(maximize=maximize)
-    _validate.nonnegative(weight_decay=weight_decay, eps=eps)
-    decays = _validate.decays(weight_decay=weight_decay)
     _validate.fraction(alpha=alpha)
+    _validate.nonnegative(weight_decay=weight_decay, eps=eps)
+    decay = _validate.weight_decay(weight_decay=weight_decay)
     steps = optax.chain(
         optax.scale(-1.0) if maximize else optax.identity(),
-        _transform.decayed_weights(weight_decay) if decays else optax.identity(),
+        optax.identity() if decay is None else _transform.decayed_weights(decay),
         _averages(alpha, eps, centered, accumulator_dtype, eps_in_sqrt=False),
         _heavy_ball(momentum, accumulator_dtype),
-        optax.scale_by_learning_rate(lr),
+        optax.scale_by_learning_rate(rate),
     )
-    return checked(optax.contrib.split_real_and_imaginary(steps), uses_params=decays)
+    return checked(optax.contrib.split_real_and_imaginary(steps), uses_params=decay is not None)
 
 
 def keras(
-    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    learning_rate: ArrayLike | optax.Schedule = 1e-3,
     rho: ArrayLike = 0.9,
     momentum: ArrayLike = 0.0,
     epsilon: ArrayLike = 1e-7,
@@ -165,22 +165,22 @@ def keras(
     Source:
       `keras.optimizers.RMSprop <https://keras.io/api/optimizers/rmsprop/>`_.
     """
-    learning_rate = _validate.learning_rate(learning_rate=learning_rate)
-    decays = _validate.decays(weight_decay=weight_decay)
+    rate = _validate.learning_rate(learning_rate=learning_rate)
+    decay = _validate.weight_decay(weight_decay=weight_decay)
     _validate.fraction(rho=rho)
     _validate.nonnegative(epsilon=epsilon)
     steps = optax.chain(
         _clip(clipnorm=clipnorm, clipvalue=clipvalue, global_clipnorm=global_clipnorm),
         _averages(rho, epsilon, centered, accumulator_dtype, eps_in_sqrt=True),
-        optax.scale_by_learning_rate(learning_rate),
+        optax.scale_by_learning_rate(rate),
         _heavy_ball(momentum, accumulator_dtype),
-        _transform.decayed_weights(weight_decay, learning_rate) if decays else optax.identity(),
+        optax.identity() if decay is None else _transform.decayed_weights(decay, rate),
     )
-    return checked(steps, uses_params=decays)
+    return checked(steps, uses_params=decay is not None)
 
 
 def tensorflow_v1(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: ArrayLike | optax.Schedule,
     decay: ArrayLike = 0.9,
     momentum: ArrayLike = 0.0,
     epsilon: ArrayLike = 1e-10,
@@ -242,7 +242,7 @@ def tensorflow_v1(
 
 
 def hinton(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: ArrayLike | optax.Schedule,
     decay: ArrayLike = 0.9,
     *,
     accumulator_dtype: DTypeLike | None = None,
@@ -286,7 +286,7 @@ def hinton(
 
 
 def graves(
-    learning_rate: optax.ScalarOrSchedule = 1e-4,
+    learning_rate: ArrayLike | optax.Schedule = 1e-4,
     decay: ArrayLike = 0.95,
     momentum: ArrayLike = 0.9,
     eps: ArrayLike = 1e-4,
@@ -343,7 +343,7 @@ def graves(
 
 
 def dqn(
-    learning_rate: optax.ScalarOrSchedule = 2.5e-4,
+    learning_rate: ArrayLike | optax.Schedule = 2.5e-4,
     decay: ArrayLike = 0.95,
     eps: ArrayLike = 0.01,
     *,

@@ -20,7 +20,7 @@ __all__ = ["shard_map_specs", "shard_over", "state_shardings", "with_sharding_co
 
 
 def state_shardings(
-    optimizer: optax.GradientTransformation, params: optax.Params, shardings: Any = None
+    optimizer: optax.GradientTransformation, params: Any, shardings: Any = None
 ) -> Any:
     """The shardings of an optimizer state: averages like their parameter, the rest replicated.
 
@@ -85,7 +85,7 @@ def state_shardings(
     )
 
 
-def shard_over(params: optax.Params, mesh: Mesh, axis: str = "data") -> Any:
+def shard_over(params: Any, mesh: Mesh, axis: str = "data") -> Any:
     """Shardings of each leaf over an axis of the mesh, along its largest divisible dimension.
 
     Put parameters there: FSDP. Keep them replicated and put only the state there: ZeRO-1, where

@@ -38,9 +38,9 @@ class OneByteArray(NamedTuple):
       scale: What a code of one stands for, a float32 scalar; negative while no scale is known.
     """
 
-    amax: jax.Array
-    codes: jax.Array
-    scale: jax.Array
+    amax: Any
+    codes: Any
+    scale: Any
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -32,8 +32,8 @@ class Rounding:
       axes: Per axis of the leaf, the axes of the mesh that shard it inside ``shard_map``.
     """
 
-    shared: jax.Array
-    key: int
+    shared: Any
+    key: Any
     axes: tuple[tuple[str, ...], ...] = field(metadata={"static": True})
 
     def bits(self, shape: tuple[int, ...]) -> jax.Array:
@@ -115,18 +115,18 @@ def round_bits(bits: jax.Array, random_bits: jax.Array, mantissa_bits: int) -> j
     return (bits + (random_bits >> (32 - dropped))) & np.uint32(2**32 - 2**dropped)
 
 
-@jax.custom_jvp
-def to_bfloat16(x: jax.Array, random_bits: jax.Array) -> jax.Array:
+def _to_bfloat16(x: jax.Array, random_bits: jax.Array) -> jax.Array:
     """A float32 array in bfloat16; its derivative is that of the cast."""
     rounded = float_of(round_bits(bits_of(x), random_bits, mantissa_bits=7))
     return jnp.where(jnp.isnan(x), x, rounded).astype(jnp.bfloat16)
 
 
-@to_bfloat16.defjvp
-def _to_bfloat16_jvp(
-    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+def _to_bfloat16_jvp(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> Any:
     return to_bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
+
+
+to_bfloat16 = jax.custom_jvp(_to_bfloat16)
+to_bfloat16.defjvp(_to_bfloat16_jvp)
 
 
 def bits_of(x: jax.Array) -> jax.Array:
