@@ -8,6 +8,8 @@ float32 the difference would lose digits: 1 - 0.9999 is wrong by 0.01 %.
 """
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from rmsprop_jax._numerics import Scalar, abs_sq, difference, divide, sqrt
 
@@ -82,4 +84,7 @@ def trace(
 
 def over_root(g: jax.Array, v: jax.Array, eps: Scalar, eps_in_sqrt: bool) -> jax.Array:
     """``g / sqrt(v + eps)``, or ``g / (sqrt(v) + eps)``; zero where the denominator is."""
+    # A v of zero is at its minimum: nothing depends on it, though the derivative by it may be
+    # beyond float32.
+    v = jnp.where(v == 0, lax.stop_gradient(v), v)
     return divide(g, sqrt(v + eps) if eps_in_sqrt else sqrt(v) + eps)

@@ -29,7 +29,7 @@ def scale_by_rms(
     :math:`|u_t| \le 1 / \sqrt{1 - d}`.
 
     The bound holds where ``(1 - d) |g|**2`` is a float32: for ``|g|`` from
-    ``1.1e-19 / sqrt(1 - d)`` to 1e19. Below, v is zero, and only eps is left to divide by. Above,
+    ``1.1e-19 / sqrt(1 - d)`` to 9e18. Below, v is zero, and only eps is left to divide by. Above,
     v saturates: the update is finite, but may be large, and the average forgets it in time.
 
     Decays with many nines are rounded by float32 itself: v of constant gradients is 0.04 % too
@@ -122,6 +122,8 @@ def scale_by_stddev(
     thousand times the learning rate at the default. Likewise the first step with bias
     correction, which puts :math:`v_t / c - |m_t / c|^2`, with :math:`c = 1 - d^t`, instead of
     :math:`s_t`: one gradient has no variance. Choose a larger eps with either.
+
+    At a decay of exactly zero the derivative by the decay is taken to be zero.
 
     Args:
       decay: d, in [0, 1), for both averages. 0.9 is Optax's; Graves and Nature-DQN

@@ -231,3 +231,126 @@ def test_complex_averages_the_squared_magnitude():
         expected = reference.scaled_gradients(g.astype(np.complex128), centered=centered)
         np.testing.assert_allclose(ours, expected, rtol=1e-5)
         assert (state.var if centered else state.nu).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float8_e5m2"])
+@pytest.mark.parametrize("initial_scale", [0.0, 3e38])
+def test_saturated_averages_do_not_add_up_to_infinity(initial_scale, dtype):
+    """At a decay of a half XLA adds first and halves then."""
+    g = np.concatenate([np.full((40, 1000), 2e19), np.ones((300, 1000))]).astype(np.float32)
+    tx = rmsprop_jax.scale_by_rms(0.5, initial_scale=initial_scale, accumulator_dtype=dtype)
+    updates, _ = run(tx, g, np.zeros(1000, np.float32))
+    np.testing.assert_allclose(updates[-1], 1, rtol=0.1)
+
+
+@pytest.mark.parametrize("accumulator_dtype", ["float32", "bfloat16", "float8_e5m2"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_float64_gradient_does_not_freeze_a_narrower_average(centered, accumulator_dtype, x64):
+    """It saturates at what is stored."""
+    g = np.ones((3000, 4))
+    g[1::2] = -1
+    g[3] = 1e25
+    scale_by = rmsprop_jax.scale_by_stddev if centered else rmsprop_jax.scale_by_rms
+    updates, _ = run(scale_by(accumulator_dtype=accumulator_dtype), g, np.zeros(4))
+    assert np.isfinite(updates).all()
+    np.testing.assert_allclose(abs(updates[-1]), 1, rtol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+@pytest.mark.parametrize("decay", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_differences_do_not_overflow(bias_correction, decay, dtype):
+    """Gradients of both signs, further apart than the largest float32."""
+    large = np.array([[2e38], [-2e38]] * 20)
+    small = np.array([[1.0], [-1.0]] * 1500)
+    g = np.concatenate([large, small]).astype(dtype)
+    tx = rmsprop_jax.scale_by_stddev(decay, bias_correction=bias_correction)
+    updates, state = run(tx, g, np.zeros(1, dtype))
+    # The first corrected update is g over eps, and beyond float32.
+    assert np.isfinite(updates[bias_correction:]).all()
+    expected = reference.variance(small[:100].astype(np.float64), decay, bias_correction=True)
+    np.testing.assert_allclose(np.asarray(state.var), expected, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("decay", "error"), [(0.999, 2e-4), (0.9999, 4e-4), (0.99999, 7e-3), (0.999999, 7e-2)]
+)
+def test_decays_with_many_nines(decay, error):
+    """How far v of constant gradients is off, as the docstring of `scale_by_rms` says."""
+    steps = min(round(8 / (1 - decay)), 2_000_000)
+    sizes = np.geomspace(0.5, 2, 16, dtype=np.float32)
+    tx = rmsprop_jax.scale_by_rms(decay)
+
+    def step(state, _):
+        return tx.update(jnp.asarray(sizes), state)[1], None
+
+    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, length=steps))(tx.init(jnp.asarray(sizes)))
+    expected = sizes.astype(np.float64) ** 2 * (1 - decay**steps)
+    assert abs(np.asarray(state.nu) / expected - 1).max() <= error
+
+
+def test_a_decay_as_an_array_is_less_exact():
+    """By what 1 - float32(0.9999) is off: 0.014 % of v."""
+    g = np.ones((3000, 1), np.float32)
+    expected = 1 - 0.9999**3000
+    _, number = run(rmsprop_jax.scale_by_rms(0.9999), g, np.zeros(1, np.float32))
+    _, array = run(rmsprop_jax.scale_by_rms(jnp.float32(0.9999)), g, np.zeros(1, np.float32))
+    assert abs(number.nu / expected - 1) < 3e-5
+    assert 1e-4 < abs(array.nu / expected - 1) < 2e-4
+
+
+@pytest.mark.parametrize(("decay", "floor"), [(0.9, 3e-7), (0.99, 5e-6), (0.999, 5e-5)])
+def test_floor_of_the_standard_deviation(decay, floor):
+    """Of constant gradients it ends at about that share of them, not at zero."""
+    g = np.full((round(40 / (1 - decay)), 1), 1.2345, np.float32)
+    _, state = run(rmsprop_jax.scale_by_stddev(decay), g, np.zeros(1, np.float32))
+    assert np.sqrt(state.var) / 1.2345 <= 2 * floor
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
+def test_the_bound_holds_down_to_where_the_docstring_says(decay):
+    smallest = 1.1e-19 / np.sqrt(1 - decay)
+    g = np.array([[smallest], [9e18], [1e-10]], np.float32)
+    for size in g:
+        updates, state = run(scale_by(decay, eps=0.0), [size], np.zeros(1, np.float32))
+        np.testing.assert_allclose(updates[0], 1 / np.sqrt(1 - decay), rtol=1e-3)
+    _, state = run(scale_by(decay), [g[0] / 2], np.zeros(1, np.float32))
+    assert state.nu == 0
+
+
+scale_by = rmsprop_jax.scale_by_rms
+
+
+def sum_of_updates(decay, g, **options):
+    optimizer = rmsprop_jax.rmsprop(0.1, decay, **options)
+    state, moved = optimizer.init(g), 0.0
+    for t in range(1, 4):
+        updates, state = optimizer.update(g * t, state)
+        moved += updates.sum()
+    return moved
+
+
+@pytest.mark.parametrize("eps", [1e-30, 1e-8, 0.1])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_derivatives_are_finite(bias_correction, centered, decay, eps):
+    """By the decay and by gradients, one of them zero, in float32."""
+    options = {"eps": eps, "centered": centered, "bias_correction": bias_correction}
+    g = jnp.array([1.0, -0.5, 0.0, 2.0])
+    derivative = jax.grad(sum_of_updates, argnums=(0, 1))
+    assert all(np.isfinite(x).all() for x in derivative(decay, g, **options))
+
+
+@pytest.mark.parametrize(
+    ("centered", "decay"), [(False, 0.0), (False, 0.3), (False, 0.9), (True, 0.3), (True, 0.9)]
+)
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_derivatives_by_the_decay_are_right(bias_correction, centered, decay, x64):
+    """Beside difference quotients; at a decay of zero to one side."""
+    options = {"eps": 0.01, "centered": centered, "bias_correction": bias_correction}
+    g, h = jnp.array([1.0, -0.5, 0.0, 2.0]), 1e-6
+    low = max(decay - h, 0.0)
+    quotient = sum_of_updates(decay + h, g, **options) - sum_of_updates(low, g, **options)
+    slope = jax.grad(sum_of_updates)(decay, g, **options)
+    np.testing.assert_allclose(slope, quotient / (decay + h - low), rtol=1e-4, atol=1e-4)
