@@ -6,11 +6,15 @@ parameter and state read, parameter and state written, each once. Nothing is run
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# Else JAX looks for a GPU to run on.
+os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +25,6 @@ from others import versions
 from tqdm import tqdm
 
 import rmsprop_jax
-
-# Else JAX looks for a GPU to run on.
-jax.config.update("jax_platforms", "cpu")
 
 # What the compiler asks a GPU for, as XLA wrote it down for an H100 (a GpuTargetConfigProto).
 H100 = Path(__file__).resolve().parents[1] / "tests" / "cuda" / "h100.txtpb"
