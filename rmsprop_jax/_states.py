@@ -5,10 +5,14 @@ A checkpoint that is restored without a target comes back sorted by name.
 
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
-# This class has no public name in Optax 0.2.8.
-ScaleByRmsWithCountState: Any = type(optax.scale_by_rms(bias_correction=True).init({}))
+# This class has no public name in Optax 0.2.8. Only its shape is made: an array at import would
+# start JAX's backends, and jax.distributed.initialize() then comes too late.
+ScaleByRmsWithCountState: Any = type(
+    jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, {})
+)
 
 
 class ScaleByStddevState(NamedTuple):

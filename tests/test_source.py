@@ -1,6 +1,7 @@
 """The source itself: short functions, short files, types that hold when they are checked."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,19 @@ def test_functions_are_short(file):
 @pytest.mark.parametrize("file", CORE, ids=lambda f: f.name)
 def test_files_of_the_core_are_short(file):
     assert len(file.read_text().splitlines()) <= 250
+
+
+def test_import_starts_no_backend():
+    """Or jax.distributed.initialize() behind the import would come too late."""
+    code = (
+        "import rmsprop_jax, jax; jax.config.update('jax_num_cpu_devices', 3); print(jax.devices())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=300, capture_output=True, text=True,
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert run.stdout.count("CpuDevice") == 3
 
 
 CHECKED = """
