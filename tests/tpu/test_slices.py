@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-import slices
-import tpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support import slices, tpu
 
 import rmsprop_jax
 from rmsprop_jax import sharding
 
+pytestmark = pytest.mark.optimized
 # Bytes of an average's element.
 STORAGES = {"float32": 4, "bfloat16": 2, "float8_e5m2": 1}
 SLICES = {"v5e:2x4": 8, "v5e:16x16": 256}
