@@ -193,29 +193,20 @@ def of_optax(rate: Any, weight_decay: float | None = None, **options: Any) -> An
 def cases() -> list[Case]:
     """All rows."""
     ours, momentum = rmsprop_jax.rmsprop, {"momentum": 0.9}
-    found = [
-        Case(variant, name, ours(rate, **options), of_optax(rate, **options), state)
-        for variant, (options, state) in VARIANTS.items()
-        for name, rate in RATES.items()
-    ]
+    injected = [optax.inject_hyperparams(make)(1e-3, **momentum) for make in (ours, optax.rmsprop)]
     pytorch = rmsprop_jax.dialects.pytorch(1e-3, weight_decay=0.1, **momentum)
-    narrow = {
-        "bfloat16": Case("bfloat16", "constant", ours(1e-3, accumulator_dtype="bfloat16"), None, 2),
-        "one byte": Case(
-            "one byte", "constant", ours(1e-3, accumulator_dtype="float8_e5m2"), None, 1
-        ),
-    }
+    bfloat16 = ours(1e-3, accumulator_dtype="bfloat16")
+    one_byte = ours(1e-3, accumulator_dtype="float8_e5m2")
     return [
-        *found,
-        Case(
-            "momentum",
-            "injected",
-            optax.inject_hyperparams(ours)(1e-3, **momentum),
-            optax.inject_hyperparams(optax.rmsprop)(1e-3, **momentum),
-            8,
+        *(
+            Case(variant, name, ours(rate, **options), of_optax(rate, **options), state)
+            for variant, (options, state) in VARIANTS.items()
+            for name, rate in RATES.items()
         ),
+        Case("momentum", "injected", *injected, 8),
         Case("PyTorch's, momentum, weight decay", "constant", pytorch, None, 8),
-        *narrow.values(),
+        Case("bfloat16", "constant", bfloat16, None, 2),
+        Case("one byte", "constant", one_byte, None, 1),
         Case("Adam", "constant", None, optax.adam(1e-3), 8),
     ]
 
@@ -243,7 +234,9 @@ def main() -> None:
         help=f"of {', '.join(names)}; default: all",
     )  # fmt: skip
     chosen = set(parser.parse_args().variants)
-    rows = [measure(c) for c in tqdm(cases(), unit="variant") if c.variant in chosen]
+    rows = [
+        measure(case) for case in tqdm([c for c in cases() if c.variant in chosen], unit="variant")
+    ]
 
     leaves = len(TRANSFORMER)
     print(f"compiled for an H100, not run; {versions()}")

@@ -4,6 +4,7 @@ Each number is a ratio: the median over rounds of two times measured one after t
 other, with the order turned round each time. The floor is what the machine's memory
 allows: every byte that a step must read or write once (gradient, parameter and state
 read; parameter and state written), at the bandwidth of a copy timed in the same round.
+A second table is of what a step takes in Python: before it is compiled, and without.
 """
 
 import argparse
@@ -33,6 +34,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "bfloat16": ({"accumulator_dtype": "bfloat16"}, 2),
     "one byte": ({"accumulator_dtype": "float8_e5m2"}, 1),
     "one byte, momentum": ({"accumulator_dtype": "float8_e5m2", "momentum": 0.9}, 3),
+}
+# Options by name, for what a step takes in Python.
+IN_PYTHON: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "centred, momentum": {"centered": True, "momentum": 0.9},
+    "bias correction": {"bias_correction": True},
+    "schedule": {"learning_rate": optax.cosine_decay_schedule(1e-3, 1000)},
+    "bfloat16": {"accumulator_dtype": "bfloat16"},
+    "one byte": {"accumulator_dtype": "float8_e5m2"},
 }
 # What torch can do too; its eps always stands outside the root.
 OF_TORCH = {"eps outside", "momentum", "centred", "centred, momentum"}
@@ -90,13 +101,19 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round, the order turned round every time."""
+def measure(
+    runs: dict[str, Callable[[], Any]], rounds: int, before: Callable[[], Any] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round, the order turned round every time.
+
+    ``before`` is called before each, and not timed.
+    """
     for run in runs.values():
         run()  # compiles
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds):
         for name in list(runs)[:: -1 if i % 2 else 1]:
+            before()
             times[name].append(seconds(runs[name]))
     return times
 
@@ -109,11 +126,9 @@ def median_ratio(a: list[float], b: list[float]) -> float:
 def compare(name: str, leaves: int, size: int, rounds: int) -> list[str]:
     """A row of the table: our time over the floor, Optax's and torch's."""
     options, state = VARIANTS[name]
-    # Optax keeps averages in float32 here, whatever ours does.
-    theirs = {k: v for k, v in options.items() if k != "accumulator_dtype"}
     runs = {
         "ours": jax_step(rmsprop_jax.rmsprop(1e-3, **options), leaves, size),
-        "Optax": jax_step(optax.rmsprop(1e-3, **theirs), leaves, size),
+        "Optax": jax_step(optax.rmsprop(1e-3, **_of_optax(options)), leaves, size),
         "copy": copy(leaves * size),
     }
     if torch is not None and name in OF_TORCH:
@@ -127,22 +142,51 @@ def compare(name: str, leaves: int, size: int, rounds: int) -> list[str]:
     return row
 
 
-def trace_ratio(leaves: int, rounds: int) -> float:
-    """How much longer ours takes to trace: the price of the checks, paid once a compilation."""
+def lowering(optimizer: optax.GradientTransformation, leaves: int) -> Callable[[], Any]:
+    """Traces an update and lowers it to StableHLO, as each compilation begins."""
+    params = _varied(leaves, partial(jax.ShapeDtypeStruct, dtype=jnp.float32))
+    state = jax.eval_shape(optimizer.init, params)
+    # A new function each time, or JAX would remember it.
+    return lambda: jax.jit(lambda g, s: optimizer.update(g, s)).lower(params, state)
 
-    def trace(optimizer: optax.GradientTransformation) -> None:
-        params = [jnp.ones(2)] * leaves
-        jax.jit(lambda g, s: optimizer.update(g, s)).trace(params, optimizer.init(params))
 
-    options = {"centered": True, "momentum": 0.9}
-    times = measure(
-        {
-            "ours": partial(trace, rmsprop_jax.rmsprop(1e-3, **options)),
-            "Optax": partial(trace, optax.rmsprop(1e-3, **options)),
-        },
-        rounds,
-    )
-    return median_ratio(times["ours"], times["Optax"])
+def uncompiled(optimizer: optax.GradientTransformation, leaves: int) -> Callable[[], Any]:
+    """Ten updates outside of ``jax.jit``."""
+    params = _varied(leaves, jnp.ones)
+    carry = [optimizer.init(params)]
+
+    def run() -> None:
+        for _ in range(10):
+            updates, carry[0] = optimizer.update(params, carry[0])
+            jax.block_until_ready((updates, carry[0]))
+
+    return run
+
+
+def _varied(leaves: int, make: Callable[[tuple[int, int]], Any]) -> list[Any]:
+    """Leaves of seven shapes, as a network has them."""
+    return [make((i % 7 + 1, 4)) for i in range(leaves)]
+
+
+def compare_in_python(name: str, rounds: int) -> list[str]:
+    """A row of the second table: our time in Python over Optax's."""
+    options = {"learning_rate": 1e-3, **IN_PYTHON[name]}
+    ours = rmsprop_jax.rmsprop(**options)
+    theirs = optax.rmsprop(**_of_optax(options))
+    lower = {"ours": lowering(ours, 400), "Optax": lowering(theirs, 400)}
+    update = {"ours": uncompiled(ours, 20), "Optax": uncompiled(theirs, 20)}
+    measured = [
+        # As in a new process, where no part has been traced yet.
+        measure(lower, rounds, before=jax.clear_caches),
+        measure(lower, rounds),
+        measure(update, rounds),
+    ]
+    return [name, *(f"{median_ratio(times['ours'], times['Optax']):.2f}" for times in measured)]
+
+
+def _of_optax(options: dict[str, Any]) -> dict[str, Any]:
+    """Optax keeps averages in float32 here, whatever ours does."""
+    return {k: v for k, v in options.items() if k != "accumulator_dtype"}
 
 
 def compile_ratio(leaves: int, accumulator_dtype: str) -> float:
@@ -185,6 +229,14 @@ def parse_arguments(
     return args
 
 
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Prints it as Markdown, the first column 18 wide."""
+    widths = [18, *(max(len(name), 5) for name in header[1:])]
+    for row in [header, ["---"] * len(header), *rows]:
+        cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
+        print("| " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     """Prints the table."""
     args = parse_arguments(__doc__, log2_size=24, rounds=15, leaves=[1, 200])
@@ -193,18 +245,18 @@ def main() -> None:
         (name, leaves, size // leaves, args.rounds) for leaves in args.leaves for name in VARIANTS
     ]
     rows = [compare(*case) for case in tqdm(cases, unit="variant")]
+    in_python = [compare_in_python(name, args.rounds) for name in tqdm(IN_PYTHON, unit="variant")]
 
     print(f"{jax.devices()[0].device_kind}, {size} parameters, {versions()}")
     print("our time over that of ...\n")
-    header = ["variant", "leaves", "floor", "Optax", "torch"]
-    for row in [header, ["---"] * len(header), *rows]:
-        cells = [f"{cell:>{width}}" for cell, width in zip(row, (18, 6, 5, 5, 5), strict=True)]
-        print("| " + " | ".join(cells) + " |")
-    most = max(args.leaves)
-    print(f"\ntracing {most} leaves, over Optax: {trace_ratio(most, min(args.rounds, 5)):.1f}")
-    few = min(most, 50)
+    print_table(["variant", "leaves", "floor", "Optax", "torch"], rows)
+    print()
+    few = min(max(args.leaves), 50)
     for dtype in ("bfloat16", "float8_e5m2"):
         print(f"compiling {few} leaves in {dtype}, over float32: {compile_ratio(few, dtype):.1f}")
+    print("\nour time in Python over Optax's: tracing and lowering 400 leaves, the first time and")
+    print("again, and an uncompiled update of 20 leaves\n")
+    print_table(["variant", "first", "again", "uncompiled"], in_python)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def sqrt(x: Any) -> jax.Array:
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
+@jax.jit
 def bias_correction(decay: Scalar, step: jax.Array) -> jax.Array:
     """``1 - decay**step``: the weight of all gradients in an average that began at zero.
 
@@ -67,6 +68,7 @@ def bias_correction(decay: Scalar, step: jax.Array) -> jax.Array:
     return 1 - power(decay, step)
 
 
+@jax.jit
 def corrected_start(decay: Scalar, step: jax.Array) -> jax.Array:
     """``decay**step / (1 - decay**step)``: what bias correction makes of a start of one."""
     return power(decay, step) / bias_correction(decay, step)
@@ -77,6 +79,7 @@ def power(decay: Scalar, step: jax.Array) -> jax.Array:
     return decay ** step.astype(float)
 
 
+@jax.jit
 def newest_weight(decay: Scalar, step: jax.Array) -> jax.Array:
     """``(1 - decay) / (1 - decay**step)``: the newest weight in a bias-corrected average.
 

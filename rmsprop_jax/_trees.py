@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from rmsprop_jax import _storage, _validate
@@ -79,13 +80,14 @@ def per_leaf(
     for name, column in zip(averages, columns, strict=True):
         _check_averages(name, column, gradients, updates, accumulator_dtype)
     roundings: list[Any] = [[None] * len(gradients)] * len(columns)
+    traced = any(isinstance(g, Tracer) for g in gradients)
     if count is not None and _storage.is_low_precision(accumulator_dtype):
         ndims = [jnp.ndim(g) if g is not None else 0 for g in gradients]
         shared, roundings = _storage.roundings(
-            count, list(averages), paths_of(updates), ndims, scalars
+            count, list(averages), paths_of(updates), ndims, scalars, traced=traced
         )
     else:
-        shared = _storage.share(scalars)
+        shared = _storage.share(scalars, traced=traced)
     rows = [
         (g, *kept[: len(columns)]) if g is None else step(shared, g, *kept)
         for g, *kept in zip(gradients, *columns, *roundings, strict=True)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import orbax.checkpoint
 import pytest
+from jax import export
 from jax.example_libraries import optimizers as example_libraries
 from optax import tree_utils
 from support.trajectories import assert_same_path, decaying, path, problem
@@ -318,7 +319,8 @@ def test_meta_learned_rate(options):
 
         return jax.jit(jax.value_and_grad(final_loss))(-2.0, PARAMS, optimizer.init(PARAMS))
 
-    assert_close(meta_gradient(rmsprop), meta_gradient(optax.rmsprop))
+    # Squares of sums that nearly cancel, some ulp apart.
+    assert_close(meta_gradient(rmsprop), meta_gradient(optax.rmsprop), rtol=1e-4)
 
 
 # Few bits: decay 0.999 is 1 in bfloat16, where Optax multiplies the gradient by 10000.
@@ -344,15 +346,15 @@ def test_injected_in_bfloat16_is_refused(jit, options):
 
 
 @pytest.mark.parametrize("name", ["decay", "momentum"])
-@pytest.mark.parametrize("jit", [False, True])
-def test_a_restored_state_in_bfloat16_is_refused(jit, name):
-    """In update alone, with tracers where it is compiled; the message says which."""
-    optimizer = of_half(jnp.float32, momentum=0.9)
-    state = optimizer.init(HALF)
-    state.hyperparams[name] = state.hyperparams[name].astype(jnp.bfloat16)
-    update = jax.jit(optimizer.update) if jit else optimizer.update
+def test_traced_in_bfloat16_is_refused(name):
+    """Its value is not known, its dtype is; the message says which."""
+
+    @jax.jit
+    def init(number):
+        return rmsprop(0.1, **{name: number}).init(HALF)
+
     with pytest.raises(ValueError, match=f"(?s){name}.*hyperparam_dtype"):
-        update(HALF, state, HALF)
+        init(jnp.bfloat16(0.5))
 
 
 @pytest.mark.parametrize("name", ["decay", "momentum"])
@@ -411,7 +413,7 @@ def registered():
         optax.EmptyState,
     ):
         with contextlib.suppress(ValueError):
-            jax.export.register_namedtuple_serialization(
+            export.register_namedtuple_serialization(
                 of_state, serialized_name=f"optax.{of_state.__name__}"
             )
 
@@ -429,10 +431,9 @@ def test_export(rate, options, serialized, registered):
         updates, state = ours.update(g, state, params)
         return optax.apply_updates(params, updates), state
 
-    exported = jax.export.export(jax.jit(step))(params, state, gradients(2))
+    exported = export.export(jax.jit(step))(params, state, gradients(2))
     if serialized:
-        pytest.importorskip("flatbuffers")  # JAX serializes with it and does not require it
-        exported = jax.export.deserialize(exported.serialize())
+        exported = export.deserialize(exported.serialize())
     after = exported.call(params, state, gradients(2))
     assert_close(after, step(params, state, gradients(2)))
     assert_close(after, run(optaxs, params, expected_state, [2]))

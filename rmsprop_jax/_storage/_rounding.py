@@ -52,19 +52,26 @@ class Rounding:
         return lax.pmax(largest, axes) if axes else largest
 
 
-def share(scalars: Sequence[ArrayLike], keys: Sequence[jax.Array] = ()) -> jax.Array:
+def share(
+    scalars: Sequence[ArrayLike], keys: Sequence[jax.Array] = (), *, traced: bool = True
+) -> jax.Array:
     """What all leaves read, as one vector: hyperparameters, and the keys of stochastic rounding.
 
     On a GPU, XLA puts leaves of one shape into one kernel if they read one array, and not if they
-    read constants or scalars: 11 kernels, not 174, for a transformer of 174 leaves. The barrier
-    keeps the vector whole, and its arithmetic out of the program of each leaf.
+    read constants or scalars: 11 kernels, not 174, for a transformer of 174 leaves. Elsewhere
+    constants make the better program; and where nothing is ``traced``, there is no program.
     """
     dtype = jnp.float32 if keys else jax.dtypes.canonicalize_dtype(float)
     known = not any(isinstance(x, jax.Array) for x in scalars)
     vector = jnp.asarray(np.array(scalars) if known else list(scalars), dtype)
     if keys:
-        vector = jnp.concatenate([vector, *(float_of(key) for key in keys)])
-    return lax.optimization_barrier(vector)
+        # Behind a barrier, the hash of the step is not repeated in the program of every leaf.
+        bits = lax.optimization_barrier(jnp.concatenate([float_of(key) for key in keys]))
+        vector = jnp.concatenate([vector, bits])
+    if not traced:
+        return vector
+    whole = lax.optimization_barrier
+    return lax.platform_dependent(vector, cuda=whole, rocm=whole, default=lambda x: x)
 
 
 def keys(step: jax.Array, name: str, paths: Sequence[Any]) -> jax.Array:
@@ -79,9 +86,11 @@ def roundings(
     paths: Sequence[Any],
     ndims: Sequence[int],
     scalars: Sequence[ArrayLike] = (),
+    *,
+    traced: bool = True,
 ) -> tuple[jax.Array, list[list[Rounding]]]:
     """What all leaves read, and for each average how each of its leaves is rounded."""
-    shared = share(scalars, [keys(step, name, paths) for name in names])
+    shared = share(scalars, [keys(step, name, paths) for name in names], traced=traced)
     axes = [_shards.mesh_axes(path, ndim) for path, ndim in zip(paths, ndims, strict=True)]
     first = range(len(scalars), len(shared), max(len(paths), 1))
     return shared, [

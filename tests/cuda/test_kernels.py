@@ -1,0 +1,118 @@
+"""The step as XLA compiles it for an H100: few kernels, each byte moved once. Extra `cuda`.
+
+Compiled ahead of time; nothing is run. `h100.txtpb` is what the compiler would ask the GPU for.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from cuda import ONE_LEAF, RATES, TRANSFORMER, VARIANTS, compile_step, copied, floor, kernels
+
+import rmsprop_jax
+
+LEAVES = len(TRANSFORMER)
+INJECTED = optax.inject_hyperparams(rmsprop_jax.rmsprop)(1e-3, momentum=0.9)
+PYTORCH = rmsprop_jax.dialects.pytorch(1e-3, momentum=0.9, weight_decay=0.1)
+
+variants = pytest.mark.parametrize("variant", VARIANTS)
+rates = pytest.mark.parametrize("rate", RATES)
+
+
+def assert_at_floor(compiled, shapes, state):
+    """Gradient and parameter read, parameter written, state read and written."""
+    least = floor(shapes, state)
+    # Less would be miscounted.
+    assert least <= sum(kernel.bytes for kernel in kernels(compiled)) <= 1.01 * least
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.01 * least
+
+
+def assert_no_leaf_is_copied(compiled):
+    assert max(copied(compiled), default=0) < 768
+
+
+@rates
+@variants
+def test_one_leaf_is_at_the_floor(variant, rate):
+    options, state = VARIANTS[variant]
+    compiled = compile_step(rmsprop_jax.rmsprop(RATES[rate], **options), ONE_LEAF)
+    assert_at_floor(compiled, ONE_LEAF, state)
+    assert_no_leaf_is_copied(compiled)
+
+
+@rates
+@variants
+def test_transformer_is_at_the_floor_in_few_kernels(variant, rate):
+    options, state = VARIANTS[variant]
+    compiled = compile_step(rmsprop_jax.rmsprop(RATES[rate], **options))
+    assert len(kernels(compiled)) <= 40
+    assert_at_floor(compiled, TRANSFORMER, state)
+    assert_no_leaf_is_copied(compiled)
+
+
+@pytest.mark.parametrize("optimizer", [INJECTED, PYTORCH], ids=["inject_hyperparams", "pytorch"])
+def test_other_ways_to_momentum_are_at_the_floor_in_few_kernels(optimizer):
+    compiled = compile_step(optimizer)
+    assert len(kernels(compiled)) <= 40
+    assert_at_floor(compiled, TRANSFORMER, 8)
+    assert_no_leaf_is_copied(compiled)
+
+
+def test_bfloat16_is_at_the_floor():
+    """XLA copies the average of one leaf of 174, and the bytes count it."""
+    compiled = compile_step(rmsprop_jax.rmsprop(1e-3, accumulator_dtype="bfloat16"))
+    assert len(kernels(compiled)) <= 0.7 * LEAVES
+    assert_at_floor(compiled, TRANSFORMER, 2)
+    assert len(copied(compiled)) <= 1
+
+
+OPTAX = [optax.rmsprop(1e-3), optax.adam(1e-3)]
+
+
+@pytest.mark.parametrize("optimizer", OPTAX, ids=["rmsprop", "adam"])
+def test_optax_takes_a_kernel_a_leaf(optimizer):
+    """What the README compares with. Adam has one more for each bias correction."""
+    assert LEAVES <= len(kernels(compile_step(optimizer))) <= LEAVES + 2
+
+
+# Each of these is something that the tests above would see.
+
+
+def test_the_kernels_can_be_many(monkeypatch):
+    """Without the barrier each leaf reads constants, and has a kernel."""
+    monkeypatch.setattr(jax.lax, "optimization_barrier", lambda x: x)
+    assert len(kernels(compile_step(rmsprop_jax.rmsprop(1e-3)))) == LEAVES
+
+
+def test_the_bytes_can_be_more():
+    """A scale from the newest maximum takes a second pass."""
+
+    def init(params):
+        return [jnp.zeros(p.shape, jnp.float8_e5m2) for p in params]
+
+    def step(g, codes):
+        average = 0.9 * codes.astype(jnp.float32) + 0.1 * g**2
+        codes = (average / jnp.max(average)).astype(jnp.float8_e5m2)
+        return -g / jnp.sqrt(average + 1e-8), codes
+
+    def update(gradients, state, params=None):
+        updates, state = zip(*map(step, gradients, state), strict=True)
+        return list(updates), list(state)
+
+    compiled = compile_step(optax.GradientTransformation(init, update), ONE_LEAF)
+    with pytest.raises(AssertionError):
+        assert_at_floor(compiled, ONE_LEAF, 1)
+
+
+def test_a_leaf_can_be_copied():
+    """Two donated arrays that change places do so through a third."""
+
+    def init(params):
+        return params, params
+
+    def update(gradients, state, params=None):
+        return gradients, state[::-1]
+
+    compiled = compile_step(optax.GradientTransformation(init, update), ONE_LEAF)
+    with pytest.raises(AssertionError):
+        assert_no_leaf_is_copied(compiled)
