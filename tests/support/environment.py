@@ -1,6 +1,7 @@
 """What tests set before JAX starts, so that they are fast; what programs of users do not have."""
 
 import os
+from collections.abc import Iterable
 from importlib.metadata import version
 
 # Eight simulated devices: Optax's own sharding tests ask for them by this variable.
@@ -26,10 +27,15 @@ def set_for_tests() -> None:
 
 def for_program(*, optimized: bool) -> dict[str, str]:
     """That of a program which a test starts: without simulated devices, and as users' or fast."""
-    left_out = [*_DEVICES, *(_FAST if optimized else ())]
-    flags = [
-        flag
-        for flag in os.environ.get("XLA_FLAGS", "").split()
-        if flag.lstrip("-").partition("=")[0] not in left_out
-    ]
-    return os.environ | {"XLA_FLAGS": " ".join(flags), "MPLBACKEND": "agg"}
+    flags = _flags_without([*_DEVICES, *(_FAST if optimized else ())])
+    return os.environ | {"XLA_FLAGS": flags, "MPLBACKEND": "agg"}
+
+
+def set_for_libtpu() -> None:
+    """It reads the flags when it is loaded, and ends the process at one that it does not know."""
+    os.environ["XLA_FLAGS"] = _flags_without(_FAST)
+
+
+def _flags_without(names: Iterable[str]) -> str:
+    given = os.environ.get("XLA_FLAGS", "").split()
+    return " ".join(flag for flag in given if flag.lstrip("-").partition("=")[0] not in names)

@@ -14,7 +14,6 @@ from support.tpu import bytes_accessed, compile_step
 
 import rmsprop_jax
 
-pytestmark = pytest.mark.optimized
 SHAPES = [(50304, 768), (4096, 4096), (3, 3, 512, 512), (2**24,)]
 # Options by name, with how many averages of squares and how many others the state holds.
 VARIANTS = {

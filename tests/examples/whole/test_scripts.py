@@ -4,29 +4,9 @@ What `examples/quickstart.py` says is in tests/packaging: it is README's first c
 """
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from support.environment import for_program
-
-ROOT = Path(__file__).parents[3]
-
-
-def printed(script, *flags, cwd, optimized=True):
-    """What a script prints that warns of nothing and takes at most five minutes."""
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", ROOT / script, *flags],
-        cwd=cwd,
-        env=for_program(optimized=optimized),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ended.returncode == 0, ended.stderr
-    print(ended.stdout)
-    return ended.stdout
+from support.scripts import printed
 
 
 @pytest.fixture
