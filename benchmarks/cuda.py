@@ -50,9 +50,10 @@ def of_optax(rate: Any, weight_decay: float | None = None, **options: Any) -> An
 
 def cases() -> list[Case]:
     """All rows."""
-    ours, momentum = rmsprop_jax.rmsprop, {"momentum": 0.9}
-    injected = [optax.inject_hyperparams(make)(1e-3, **momentum) for make in (ours, optax.rmsprop)]
-    pytorch = rmsprop_jax.dialects.pytorch(1e-3, weight_decay=0.1, **momentum)
+    ours = rmsprop_jax.rmsprop
+    injected = optax.inject_hyperparams(ours)(1e-3, momentum=0.9)
+    injected_optax = optax.inject_hyperparams(optax.rmsprop)(1e-3, momentum=0.9)
+    pytorch = rmsprop_jax.dialects.pytorch(1e-3, momentum=0.9, weight_decay=0.1)
     bfloat16 = ours(1e-3, accumulator_dtype="bfloat16")
     one_byte = ours(1e-3, accumulator_dtype="float8_e5m2")
     return [
@@ -61,7 +62,7 @@ def cases() -> list[Case]:
             for variant, (options, state) in VARIANTS.items()
             for name, rate in RATES.items()
         ),
-        Case("momentum", "injected", *injected, 8),
+        Case("momentum", "injected", injected, injected_optax, 8),
         Case("PyTorch's, momentum, weight decay", "constant", pytorch, None, 8),
         Case("bfloat16", "constant", bfloat16, None, 2),
         Case("one byte", "constant", one_byte, None, 1),

@@ -16,8 +16,6 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from rmsprop_jax import _storage, _validate
 from rmsprop_jax._numerics import Scalar, at_least_float32
 
-FLOAT0 = jax.dtypes.float0
-
 
 def has_gradient(leaf: Any) -> bool:
     """Whether a leaf is a number or an array that ``jax.grad`` differentiates by."""
@@ -28,6 +26,11 @@ def has_gradient(leaf: Any) -> bool:
 @functools.cache
 def _is_inexact(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def is_float0(leaf: Any) -> bool:
+    """Whether a leaf is what ``jax.grad`` with ``allow_int`` has for an integer."""
+    return getattr(leaf, "dtype", None) == jax.dtypes.float0
 
 
 def flatten(updates: Any) -> tuple[list[Any], Any]:
@@ -107,10 +110,13 @@ def _check_averages(
         same_shape = kept is not None and g.shape == jnp.shape(kept)
         if not same_shape or not _is_kept_as(name, _dtype_of(kept), g.dtype, accumulator_dtype):
             path = keystr(paths_of(updates)[i])
-            _raise_misfit(name, path, kept, g, accumulator_dtype)
+            expected = _expected_dtype(name, g.dtype, accumulator_dtype)
+            raise _validate.bad_average(name, path, kept, g, _dtype_of(kept), expected)
 
 
 def _dtype_of(kept: Any) -> Any:
+    if kept is None:
+        return None
     return _storage.FLOAT8 if _storage.is_one_byte(kept) else jnp.result_type(kept)
 
 
@@ -127,17 +133,3 @@ def _is_kept_as(name: str, kept: Any, gradient: Any, accumulator_dtype: Any) -> 
 
 def _expected_dtype(name: str, dtype: Any, accumulator_dtype: Any) -> Any:
     return _storage.kept_dtype(dtype, accumulator_dtype, nonnegative=name in ("nu", "var"))
-
-
-def _raise_misfit(name: str, path: str, kept: Any, g: jax.Array, accumulator_dtype: Any) -> None:
-    if kept is None:
-        raise ValueError(
-            f"updates{path} is a gradient, but the state has no average for it: init saw no "
-            "floating-point array there; give None as its gradient"
-        )
-    _validate.shape(f"updates{path}", g, kept, like=f"{name}{path} in the state")
-    expected = _expected_dtype(name, g.dtype, accumulator_dtype)
-    raise ValueError(
-        f"state: {name}{path} is {_dtype_of(kept)}, it must be {expected}: accumulator_dtype "
-        "must be that of init; to go on in another, cast the state"
-    )

@@ -1,8 +1,7 @@
 """What bad input gets: an error whose first line says what came, what is allowed, and what to do.
 
-Everything is checked while a transformation is built or traced, so a compiled step holds none of
-it. Traced numbers have no value yet, and pass. A value's name is the keyword it was given under,
-so that a dialect hands on its own: ``fraction(alpha=alpha)``.
+All is checked while a transformation is built or traced, so a compiled step holds none of it.
+Traced numbers have no value yet, and pass. A value's name is the keyword it was given under.
 
 `ValueError` for a value, a shape or a structure, `TypeError` for a kind.
 """
@@ -19,15 +18,6 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from rmsprop_jax import _storage
-
-IN_FLOAT32 = (
-    "in at least float32: bfloat16 makes 1 of 0.999; in optax.inject_hyperparams, "
-    "hyperparam_dtype=jnp.float32 does that"
-)
-OTHER_STATE = "; the options must be those of the optimizer that made it"
-
-
-# Arguments.
 
 
 def finite(**named: Any) -> None:
@@ -48,7 +38,10 @@ def fraction(**named: Any) -> None:
         allowed = "a finite number >= 0 and < 1"
         dtype = getattr(value, "dtype", np.dtype(float))
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
-            raise ValueError(f"{name} must be {allowed}, {IN_FLOAT32}; got {value!r}")
+            raise ValueError(
+                f"{name} must be {allowed}, in at least float32 (bfloat16 makes 1 of 0.999); got "
+                f"{value!r}; in optax.inject_hyperparams, pass hyperparam_dtype=jnp.float32"
+            )
         _number(name, value, allowed, lambda x: 0 <= x < 1)
 
 
@@ -185,9 +178,6 @@ def _is_real(value: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
-# Leaves and trees.
-
-
 def known_leaf(name: str, leaf: Any) -> None:
     """Raises if a leaf is another library's array, which JAX does not take for one."""
     dtype: Any = getattr(leaf, "dtype", None)
@@ -203,9 +193,40 @@ def known_leaf(name: str, leaf: Any) -> None:
 def shape(name: str, leaf: Any, expected: Any, like: str) -> None:
     """Raises unless a leaf has the shape of ``expected``."""
     if jnp.shape(leaf) != jnp.shape(expected):
-        raise ValueError(
-            f"{name} has shape {jnp.shape(leaf)}, it must have {jnp.shape(expected)} as {like} has"
+        raise ValueError(_other_shape(name, leaf, expected, like))
+
+
+def _other_shape(name: str, leaf: Any, expected: Any, like: str) -> str:
+    return f"{name} has shape {jnp.shape(leaf)}, it must have {jnp.shape(expected)} as {like} has"
+
+
+def bad_gradient(path: str, g: Any, weight: Any, *, trained: bool) -> TypeError:
+    """What to raise for what cannot be a gradient, or comes for a parameter that has none."""
+    leaf = g if trained else weight
+    kind = f"of dtype {leaf.dtype}" if hasattr(leaf, "dtype") else repr(leaf)[:60]
+    if trained:
+        return TypeError(
+            f"updates{path} must be a floating-point JAX or NumPy array, or None; got {kind}"
         )
+    return TypeError(
+        f"updates{path} is a gradient, but params{path} is {kind}, which is not trained: give "
+        "None there, as equinox.filter_grad does, or leave it out by optax.masked"
+    )
+
+
+def bad_average(name: str, path: str, kept: Any, g: Any, dtype: Any, expected: Any) -> ValueError:
+    """What to raise for an average that does not fit its gradient."""
+    if kept is None:
+        return ValueError(
+            f"updates{path} is a gradient, but the state has no average for it: init saw no "
+            "floating-point array there; give None as its gradient"
+        )
+    if g.shape != jnp.shape(kept):
+        return ValueError(_other_shape(f"updates{path}", g, kept, f"{name}{path} in the state"))
+    return ValueError(
+        f"state: {name}{path} is {dtype}, it must be {expected}: accumulator_dtype must be that "
+        "of init; to go on in another, cast the state"
+    )
 
 
 def same_structure(name: str, tree: Any, expected: Any, like: str, hint: str = "") -> None:
@@ -221,19 +242,6 @@ def same_structure(name: str, tree: Any, expected: Any, like: str, hint: str = "
     if missing or extra:
         difference = f"missing leaves: {few(missing)}; unexpected leaves: {few(extra)}"
     raise ValueError(f"{name} must be built as {like}: {difference}{hint}")
-
-
-def same_shapes_and_dtypes(name: str, tree: Any, expected: Any, like: str) -> None:
-    """Raises unless ``tree`` has the structure, the shapes and the dtypes of ``expected``."""
-    same_structure(name, tree, expected, like)
-    leaves = zip(tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
-    for (path, leaf), other in leaves:
-        shape(f"{name}{keystr(path)}", leaf, other, like)
-        if jnp.result_type(leaf) != jnp.result_type(other):
-            raise ValueError(
-                f"{name}{keystr(path)} is {jnp.result_type(leaf)}, it must be "
-                f"{jnp.result_type(other)} as {like} has"
-            )
 
 
 def few(paths: list[str]) -> str:

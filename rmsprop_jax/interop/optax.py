@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import tree_leaves_with_path
+from jax.tree_util import keystr, tree_leaves_with_path
 from jax.typing import DTypeLike
 
 from rmsprop_jax import _validate
@@ -119,7 +119,7 @@ def _check_state(
 ) -> None:
     expected = jax.eval_shape(optimizer.init, params)
     like = "init(params) with the same hyperparameters"
-    _validate.same_shapes_and_dtypes(name, state, expected, like=like)
+    _check_shapes_and_dtypes(name, state, expected, like=like)
 
 
 def _start_and_correction(
@@ -140,3 +140,16 @@ def _start_and_correction(
     start_weight = float(decay) ** (step or 0)
     # Before the first step there is nothing to correct.
     return initial_scale * start_weight, 1 - start_weight if step else 1.0
+
+
+def _check_shapes_and_dtypes(name: str, tree: Any, expected: Any, like: str) -> None:
+    """Raises unless ``tree`` has the structure, the shapes and the dtypes of ``expected``."""
+    _validate.same_structure(name, tree, expected, like)
+    leaves = zip(tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
+    for (path, leaf), other in leaves:
+        _validate.shape(f"{name}{keystr(path)}", leaf, other, like)
+        if jnp.result_type(leaf) != jnp.result_type(other):
+            raise ValueError(
+                f"{name}{keystr(path)} is {jnp.result_type(leaf)}, it must be "
+                f"{jnp.result_type(other)} as {like} has"
+            )
