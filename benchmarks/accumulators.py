@@ -17,13 +17,11 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import tpu
-import training
 from others import bitsandbytes, torch, versions
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import reference
+from support import reference, tpu, training
 
 WIDTH = 4096
 DECAYS = training.DECAYS

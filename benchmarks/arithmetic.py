@@ -19,7 +19,7 @@ from tqdm import tqdm
 import rmsprop_jax
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import reference
+from support import reference
 
 Cells = dict[str, float]
 

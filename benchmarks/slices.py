@@ -12,159 +12,26 @@ import sys
 import time
 from collections import Counter
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import tpu
 from jax.sharding import Mesh
 from others import versions
 from tqdm import tqdm
 
-import rmsprop_jax
-from rmsprop_jax import sharding
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from support import tpu
+from support.slices import MODELS, count, measure, parameters
 
-STORAGES = ("float32", "bfloat16", "float8_e5m2")
+from rmsprop_jax import _storage
+
+STORAGES = ("float32", *(dtype.name for dtype in _storage.LOW_PRECISION_DTYPES))
 LEGEND = """
 state: what each chip holds, by the shardings
 padding: how much more memory it takes in the compiler's tiles, which is checked to the byte
 collectives: of the optimizer's part, and of how many numbers
 compile, program: seconds from Python to the program, and its size
 """
-
-
-class Model(NamedTuple):
-    """A decoder-only transformer with a gated MLP and RMS norms, embeddings not shared.
-
-    Attributes:
-      layers: How many.
-      width: Of the stream.
-      keys: Of keys and values; less than ``width`` where heads share them.
-      hidden: Of the MLP.
-      vocabulary: Tokens.
-    """
-
-    layers: int
-    width: int
-    keys: int
-    hidden: int
-    vocabulary: int = 32000
-
-
-# By billions of parameters: the shapes of TinyLlama and of Llama 2.
-MODELS = {1: Model(22, 2048, 256, 5632), 7: Model(32, 4096, 4096, 11008)}
-
-
-class Measured(NamedTuple):
-    """One program.
-
-    Attributes:
-      state: Bytes per chip, by the shardings.
-      padded: The same in memory, with the padding of the compiler's tiles.
-      collectives: Of the program.
-      seconds: To trace and compile it.
-      program: Its bytes.
-    """
-
-    state: int
-    padded: int
-    collectives: list[tpu.Collective]
-    seconds: float
-    program: int
-
-
-def parameters(model: Model) -> Any:
-    """The tree of shapes, one leaf per matrix and layer."""
-
-    def leaf(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    def layer() -> dict[str, Any]:
-        return {
-            "attention_norm": leaf(width),
-            "queries": leaf(width, width),
-            "keys": leaf(width, model.keys),
-            "values": leaf(width, model.keys),
-            "output": leaf(width, width),
-            "mlp_norm": leaf(width),
-            "gate": leaf(width, model.hidden),
-            "up": leaf(width, model.hidden),
-            "down": leaf(model.hidden, width),
-        }
-
-    width = model.width
-    return {
-        "embedding": leaf(model.vocabulary, width),
-        "layers": [layer() for _ in range(model.layers)],
-        "norm": leaf(width),
-        "logits": leaf(width, model.vocabulary),
-    }
-
-
-def count(params: Any) -> int:
-    """The number of parameters."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def shard_bytes(tree: Any) -> int:
-    """Bytes that a chip holds of a tree."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
-
-
-def padded_bytes(tree: Any, formats: Any) -> int:
-    """What it takes in memory, in the layouts that the compiler has chosen."""
-
-    def size(x: Any, layout: Any) -> int:
-        shard = x.sharding.shard_shape(x.shape)
-        tile = layout.tiling[0]
-        axes = [1] * len(tile) + [shard[i] for i in layout.major_to_minor]
-        # The last axes are tiled, and each is padded to a multiple of the tile.
-        untiled, tiled = axes[: -len(tile)], axes[-len(tile) :]
-        tiled = [math.ceil(a / t) * t for a, t in zip(tiled, tile, strict=True)]
-        return math.prod(untiled + tiled) * x.dtype.itemsize
-
-    leaves, formats = jax.tree.leaves(tree), jax.tree.leaves(formats)
-    return sum(size(x, f.layout) for x, f in zip(leaves, formats, strict=True))
-
-
-def measure(model: Model, mesh: Mesh, dtype: str) -> Measured:
-    """Compiles the optimizer's part with FSDP.
-
-    Raises:
-      RuntimeError: If the program does not hold exactly each chip's shard.
-    """
-    optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype)
-    params = parameters(model)
-    state = jax.eval_shape(optimizer.init, params)
-    params = tpu.placed(params, sharding.shard_over(params, mesh))
-    state = tpu.placed(state, sharding.state_shardings(optimizer, params))
-
-    began = time.perf_counter()
-    compiled = tpu.compile_update(optimizer, params, state)
-    seconds = time.perf_counter() - began
-
-    analysis = compiled.memory_analysis()
-    assert analysis is not None
-    of_params, of_state, of_gradients = (
-        padded_bytes(tree, formats)
-        for tree, formats in zip(
-            (params, state, params), compiled.input_formats[0][:3], strict=True
-        )
-    )
-    # All that goes in is there, and parameters and state are written where they were.
-    expected = of_params + of_state + of_gradients, of_params + of_state
-    found = analysis.argument_size_in_bytes, analysis.alias_size_in_bytes
-    if found != expected:
-        raise RuntimeError(f"bytes of arguments and in place: {found}, by the shards {expected}")
-    return Measured(
-        shard_bytes(state),
-        of_state,
-        tpu.collectives(compiled),
-        seconds,
-        analysis.generated_code_size_in_bytes,
-    )
 
 
 def numbers(collective: tpu.Collective) -> int:

@@ -6,45 +6,41 @@ where epsilon stands, how long the average remembers, and what it starts from.
 """
 
 import argparse
+import inspect
 import time
+from itertools import cycle
 from pathlib import Path
 
 import flags
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from quickstart import History, load, train
 
 from rmsprop_jax import dialects, rmsprop
 
+# Each at the learning rate of its source; without one, at this.
+SAME_RATE = 1e-3
+OPTIMIZERS = dialects.DIALECTS | {"optax": rmsprop}
 RATES = {
-    "pytorch": 1e-2,
-    "keras": 1e-3,
-    "tensorflow_v1": 1e-3,
-    "hinton": 1e-3,
-    "graves": 1e-4,
-    "dqn": 2.5e-4,
-    "optax": 1e-3,
+    name: SAME_RATE if rate is inspect.Parameter.empty else rate
+    for name, rate in (
+        (name, next(iter(inspect.signature(make).parameters.values())).default)
+        for name, make in OPTIMIZERS.items()
+    )
 }
 # Okabe and Ito's palette, and a line style each: readable without colour too.
-STYLES = {
-    "pytorch": {"color": "#D55E00", "linestyle": "-"},
-    "keras": {"color": "#0072B2", "linestyle": (0, (1, 3))},
-    "tensorflow_v1": {"color": "#E69F00", "linestyle": "--"},
-    "hinton": {"color": "#000000", "linestyle": ":"},
-    "graves": {"color": "#009E73", "linestyle": "-."},
-    "dqn": {"color": "#CC79A7", "linestyle": (0, (8, 2))},
-    "optax": {"color": "#56B4E9", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
-}
+STYLES = [
+    {"color": "#D55E00", "linestyle": "-"},
+    {"color": "#0072B2", "linestyle": (0, (1, 3))},
+    {"color": "#E69F00", "linestyle": "--"},
+    {"color": "#000000", "linestyle": ":"},
+    {"color": "#009E73", "linestyle": "-."},
+    {"color": "#CC79A7", "linestyle": (0, (8, 2))},
+    {"color": "#56B4E9", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
+]
 SAME = "the same learning rate, 0.001"
 WINDOW = 10
-
-
-def optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
-    """The dialect of that name; Optax's is this package's `rmsprop`."""
-    make = rmsprop if name == "optax" else getattr(dialects, name)
-    return make(learning_rate)
 
 
 def draw(columns: dict[str, dict[str, History]], path: Path) -> None:
@@ -53,10 +49,10 @@ def draw(columns: dict[str, dict[str, History]], path: Path) -> None:
         1, len(columns), figsize=(11, 4.5), sharey=True, layout="constrained"
     )
     for axes, (title, histories) in zip(panels, columns.items(), strict=True):
-        for name, history in histories.items():
+        for (name, history), style in zip(histories.items(), cycle(STYLES)):
             used = len(history.losses) // WINDOW * WINDOW
             mean = np.reshape(history.losses[:used], (-1, WINDOW)).mean(axis=1)
-            axes.plot(np.arange(1, len(mean) + 1) * WINDOW, mean, label=name, **STYLES[name])
+            axes.plot(np.arange(1, len(mean) + 1) * WINDOW, mean, label=name, **style)
         axes.set(xlabel="step", title=title, yscale="log")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"training loss, cross-entropy, mean of {WINDOW} steps")
@@ -84,10 +80,10 @@ def main() -> None:
     columns = {}
     for title, rates in {
         "its own learning rate": RATES,
-        SAME: dict.fromkeys(RATES, 1e-3),
+        SAME: dict.fromkeys(RATES, SAME_RATE),
     }.items():
         columns[title] = {
-            name: train(optimizer(name, rate), data, args, name) for name, rate in rates.items()
+            name: train(OPTIMIZERS[name](rate), data, args, name) for name, rate in rates.items()
         }
         for name, history in columns[title].items():
             loss = np.mean(history.losses[-WINDOW:])

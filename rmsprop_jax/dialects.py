@@ -453,3 +453,6 @@ _CLIPPERS = {
     "clipvalue": optax.clip,
     "global_clipnorm": _clip_by_global_norm,
 }
+
+# All of them, by name; what holds for every dialect is asked of these.
+DIALECTS = {make.__name__: make for make in (pytorch, keras, tensorflow_v1, hinton, graves, dqn)}

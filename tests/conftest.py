@@ -1,24 +1,34 @@
-"""Eight virtual CPU devices for all tests, and reproducible properties."""
+"""For every test: eight simulated devices, quick compilations, reproducible properties."""
 
-import os
+from functools import partialmethod
 
-import hypothesis
-import jax
 import pytest
 
-# Optax's own sharding tests ask for the devices by this variable.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=8"
-)
+pytest.register_assert_rewrite("support")
+
+from support import environment  # noqa: E402
+
+environment.set_for_tests()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
 
 hypothesis.settings.register_profile(
     "default", deadline=None, derandomize=True, max_examples=25, print_blob=True
 )
-# For the second and third environment of a run.
-hypothesis.settings.register_profile(
-    "few", hypothesis.settings.get_profile("default"), max_examples=5
-)
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def optimized(request):
+    """Programs that a test marked `optimized` compiles ahead of time are as users have them."""
+    if request.node.get_closest_marker("optimized") is None:
+        yield
+        return
+    compile_ = partialmethod(jax.stages.Lowered.compile, compiler_options=environment.OPTIMIZED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", compile_)
+        yield
 
 
 @pytest.fixture

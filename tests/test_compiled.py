@@ -1,14 +1,20 @@
 """What XLA makes of a step on CPU: nothing copied, everything in place, no byte more than Optax."""
 
+import hashlib
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from support.environment import for_program
 
 import rmsprop_jax
 
+pytestmark = pytest.mark.optimized
 SIZE = 1 << 20
 MOMENTA = {
     "none": {},
@@ -113,3 +119,29 @@ def test_checks_leave_nothing_in_the_program():
     text = compile_step(rmsprop_jax.rmsprop(1e-3, centered=True, momentum=0.9)).as_text()
     operations = set(re.findall(r" ([a-z-]+)\(", text[text.index("ENTRY") :]))
     assert operations <= {"parameter", "constant", "fusion", "add", "tuple"}
+
+
+PLAIN = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from test_compiled import described
+print(described())
+"""
+
+
+def described():
+    """The program of a centred step in which the flags of the tests would change the fusions."""
+    compiled = compile_step(rmsprop_jax.rmsprop(1e-3, centered=True, momentum=0.9))
+    # Instructions are indented; what else there is names files and lines.
+    text = "".join(re.findall(r"^  .*\n", compiled.as_text(), re.MULTILINE))
+    text = re.sub(r", metadata=\{[^}]*\}", "", text)
+    return hashlib.sha256(text.encode()).hexdigest(), bytes_accessed(compiled)
+
+
+def test_the_marker_gives_the_program_that_users_have():
+    """That of a process without the flags of `support.environment`."""
+    folder = Path(__file__).parent
+    program = [sys.executable, "-c", PLAIN, folder, folder.parent]
+    environment = for_program(optimized=True)
+    users = subprocess.run(program, env=environment, check=True, capture_output=True, text=True)
+    assert users.stdout.strip() == str(described())

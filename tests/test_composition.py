@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from optax import contrib, tree_utils
+from support.layouts import STORAGES
 
 import rmsprop_jax
 from rmsprop_jax import rmsprop
@@ -412,7 +413,7 @@ def test_pytrees(options, name):
 # Other libraries.
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16", "float8_e5m2"])
+@pytest.mark.parametrize("dtype", STORAGES)
 def test_flax_nnx(dtype):
     """nnx.Optimizer ends where the same steps by hand end."""
     x = jnp.linspace(-1, 1, 12).reshape(4, 3)

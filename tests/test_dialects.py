@@ -1,169 +1,115 @@
 """The dialects: their names, their formulas in float64, and numbers that others have printed.
 
-Against the frameworks themselves: tests/frameworks/test_parity.py.
+Here against paths that the frameworks took once; live: tests/frameworks/test_parity.py.
 """
 
 import inspect
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference
 from optax.tree_utils import tree_get
-from paths import assert_same_path, path, problem, scheduled, traced_path
-from test_bad_input import (
+from support import reference
+from support.bad_values import (
     NOT_A_NUMBER,
     NOT_A_SIZE,
     NOT_FINITE,
     NOT_IN_UNIT_INTERVAL,
     name_of,
 )
+from support.trajectories import assert_same_path, path, problem, scheduled, traced_path
 
 import rmsprop_jax
 from rmsprop_jax import dialects
 
-REQUIRED = inspect.Parameter.empty
+# The arguments of each dialect's source, with their defaults: after gradients and parameters, those
+# of its reference.
 SIGNATURES = {
-    "pytorch": {
-        "lr": 1e-2,
-        "alpha": 0.99,
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-        "momentum": 0.0,
-        "centered": False,
-        "maximize": False,
-    },
-    "keras": {
-        "learning_rate": 1e-3,
-        "rho": 0.9,
-        "momentum": 0.0,
-        "epsilon": 1e-7,
-        "centered": False,
-        "weight_decay": None,
-        "clipnorm": None,
-        "clipvalue": None,
-        "global_clipnorm": None,
-    },
-    "tensorflow_v1": {
-        "learning_rate": REQUIRED,
-        "decay": 0.9,
-        "momentum": 0.0,
-        "epsilon": 1e-10,
-        "centered": False,
-    },
-    "hinton": {"learning_rate": REQUIRED, "decay": 0.9},
-    "graves": {"learning_rate": 1e-4, "decay": 0.95, "momentum": 0.9, "eps": 1e-4},
-    "dqn": {"learning_rate": 2.5e-4, "decay": 0.95, "eps": 0.01},
+    name: {k: p.default for k, p in list(inspect.signature(function).parameters.items())[2:]}
+    for name, function in reference.DIALECTS.items()
 }
 WITH_MOMENTUM = [name for name, options in SIGNATURES.items() if "momentum" in options]
-CENTRED = ["graves", "dqn"]
-RATES = ("lr", "learning_rate")
 DECAYS = ("alpha", "rho", "decay", "momentum")
 FLAGS = ("centered", "maximize")
 NUMBERS = [(name, k) for name, options in SIGNATURES.items() for k in options if k not in FLAGS]
+# Two values of every argument, wherever it stands.
+VALUES = {
+    "lr": [1e-3, 1e-2],
+    "learning_rate": [1e-3, 1e-2],
+    "alpha": [0.9, 0.99],
+    "rho": [0.9, 0.99],
+    "decay": [0.99, 0.9],
+    "momentum": [0.9, 0.0],
+    "eps": [1e-2, 1e-8],
+    "epsilon": [1e-2, 1e-8],
+    "weight_decay": [1e-3, 0.0],
+    "clipnorm": [0.5, 0.1],
+    "clipvalue": [0.1, 1.0],
+    "global_clipnorm": [0.5, 0.1],
+    "centered": [True, False],
+    "maximize": [True, False],
+}
+# With weight decay inside it: see tests/frameworks/test_parity.py.
+PENALIZED = ["pytorch"]
 
 
 def rate_of(name):
-    return next(k for k in RATES if k in SIGNATURES[name])
+    """The name of its learning rate, which is always the first argument."""
+    return next(iter(SIGNATURES[name]))
 
 
 def build(name, **options):
-    return getattr(dialects, name)(**{rate_of(name): 1e-2} | options)
+    return dialects.DIALECTS[name](**{rate_of(name): 1e-2} | options)
 
 
 def problem_of(name, seed=0, **size):
-    # With weight decay inside it: see tests/frameworks/test_parity.py.
-    return problem(seed, **size, smallest=1e-3 if name == "pytorch" else 1e-6)
+    return problem(seed, **size, smallest=1e-3 if name in PENALIZED else 1e-6)
+
+
+def test_every_dialect_has_a_reference():
+    assert list(dialects.DIALECTS) == list(reference.DIALECTS)
+    assert all(getattr(dialects, name) is make for name, make in dialects.DIALECTS.items())
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(name):
-    *parameters, ours = inspect.signature(getattr(dialects, name)).parameters.values()
+    *parameters, ours = inspect.signature(dialects.DIALECTS[name]).parameters.values()
     assert [(p.name, p.default) for p in parameters] == list(SIGNATURES[name].items())
     assert {p.kind for p in parameters} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
     assert (ours.name, ours.default, ours.kind) == ("accumulator_dtype", None, ours.KEYWORD_ONLY)
 
 
-# Each dialect in float64, given all of its arguments.
-REFERENCES = {
-    "pytorch": reference.pytorch,
-    "keras": lambda g, w, learning_rate, rho, momentum, epsilon, centered, weight_decay: (
-        reference.rmsprop(
-            g,
-            w,
-            learning_rate,
-            decay=rho,
-            eps=epsilon,
-            centered=centered,
-            momentum=momentum,
-            weight_decay=weight_decay or 0.0,
-        )
-    ),
-    "tensorflow_v1": lambda g, w, learning_rate, decay, momentum, epsilon, centered: (
-        reference.rmsprop(
-            g,
-            w,
-            learning_rate,
-            decay=decay,
-            eps=epsilon,
-            initial_scale=1.0,
-            centered=centered,
-            momentum=momentum,
-        )
-    ),
-    "hinton": lambda g, w, learning_rate, decay: reference.rmsprop(
-        g, w, learning_rate, decay=decay, eps=0.0
-    ),
-    "graves": lambda g, w, learning_rate, decay, momentum, eps: reference.rmsprop(
-        g, w, learning_rate, decay=decay, eps=eps, centered=True, momentum=momentum
-    ),
-    "dqn": lambda g, w, learning_rate, decay, eps: reference.rmsprop(
-        g, w, learning_rate, decay=decay, eps=eps, centered=True
-    ),
-}
+def changed(name):
+    """Each argument but the rate, at a value that is not its default."""
+    _, *others = SIGNATURES[name].items()
+    return {k: next(v for v in VALUES[k] if v != default) for k, default in others}
+
+
+def cases_of(name):
+    """Defaults, each argument by itself, and all together, of limits to gradients the first."""
+    each = changed(name)
+    limits = [k for k in each if "clip" in k]
+    together = {k: v for k, v in each.items() if k not in limits[1:]}
+    return [{}, *({k: v} for k, v in each.items()), together]
+
+
 CASES = [
-    ("pytorch", {}),
-    ("pytorch", {"alpha": 0.9}),
-    ("pytorch", {"eps": 1e-2}),
-    ("pytorch", {"weight_decay": 1e-3}),
-    ("pytorch", {"momentum": 0.9}),
-    ("pytorch", {"centered": True}),
+    *((name, options) for name in SIGNATURES for options in cases_of(name)),
     ("pytorch", {"weight_decay": 1e-3, "maximize": True}),
-    ("pytorch", {"weight_decay": 1e-3, "momentum": 0.9, "centered": True, "maximize": True}),
-    ("keras", {}),
-    ("keras", {"rho": 0.99}),
-    ("keras", {"epsilon": 1e-2}),
     ("keras", {"weight_decay": 1e-2, "momentum": 0.9}),
-    ("keras", {"centered": True}),
-    ("keras", {"clipnorm": 0.5}),
-    ("keras", {"clipvalue": 0.1}),
-    ("keras", {"global_clipnorm": 0.5}),
-    ("keras", {"weight_decay": 1e-2, "momentum": 0.9, "centered": True, "clipnorm": 0.5}),
-    ("tensorflow_v1", {}),
-    ("tensorflow_v1", {"decay": 0.99}),
     ("tensorflow_v1", {"epsilon": 1.0}),
-    ("tensorflow_v1", {"momentum": 0.9}),
-    ("tensorflow_v1", {"momentum": 0.9, "centered": True, "epsilon": 1e-3}),
-    ("hinton", {}),
-    ("hinton", {"decay": 0.99}),
-    ("graves", {}),
-    ("graves", {"decay": 0.99, "momentum": 0.0}),
-    ("graves", {"eps": 1e-8}),
-    ("dqn", {}),
-    ("dqn", {"decay": 0.99}),
-    ("dqn", {"eps": 1e-8}),
 ]
 
 
 def reference_path(name, options, gradients, params):
-    options = SIGNATURES[name] | options
-    limits = {k: options.pop(k) for k in list(options) if "clip" in k}
-    gradients = {k: g.astype(np.float64) for k, g in gradients.items()}
-    gradients = reference.keras_clipped(gradients, **limits)
-    params = {k: w.astype(np.float64) for k, w in params.items()}
-    updates = {k: REFERENCES[name](gradients[k], params[k], **options) for k in gradients}
+    gradients, params = (
+        {k: x.astype(np.float64) for k, x in tree.items()} for tree in (gradients, params)
+    )
+    updates = reference.DIALECTS[name](gradients, params, **options)
     return {k: params[k] + np.cumsum(u, axis=0) for k, u in updates.items()}
 
 
@@ -264,22 +210,6 @@ def test_pytorch_takes_a_complex_parameter_as_two_real_ones(options):
         assert_same_path(ours, path(optimizer, gradients, start), start, rtol=1e-6)
 
 
-SIZES = {
-    "lr": [1e-3, 1e-2],
-    "learning_rate": [1e-3, 1e-2],
-    "alpha": [0.9, 0.99],
-    "rho": [0.9, 0.99],
-    "decay": [0.9, 0.99],
-    "momentum": [0.0, 0.9],
-    "eps": [1e-8, 1e-2],
-    "epsilon": [1e-8, 1e-2],
-    "weight_decay": [0.0, 1e-2],
-    "clipnorm": [0.1, 1.0],
-    "clipvalue": [0.1, 1.0],
-    "global_clipnorm": [0.1, 1.0],
-}
-
-
 @pytest.mark.parametrize(("name", "argument"), NUMBERS)
 def test_vmap_over_a_hyperparameter(name, argument):
     gradients, params = problem_of(name, steps=20)
@@ -287,7 +217,7 @@ def test_vmap_over_a_hyperparameter(name, argument):
     def taken(value):
         return traced_path(build(name, **{argument: value}), gradients, params)
 
-    values = SIZES[argument]
+    values = VALUES[argument]
     together = jax.tree.map(np.asarray, jax.vmap(taken)(jnp.array(values)))
     for i, value in enumerate(values):
         alone = path(build(name, **{argument: value}), gradients, params)
@@ -301,7 +231,7 @@ def test_inject_hyperparams(name, schedule):
     options = {rate_of(name): 1e-2}
     if schedule:
         options = scheduled(options)
-    injected = optax.inject_hyperparams(getattr(dialects, name))(**options)
+    injected = optax.inject_hyperparams(dialects.DIALECTS[name])(**options)
     hyperparams = injected.init(params).hyperparams
     numbers = {k for k, v in SIGNATURES[name].items() if k not in FLAGS and v is not None}
     assert set(hyperparams) == numbers
@@ -322,7 +252,7 @@ def test_momentum_of_zero_keeps_no_buffer(name):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {"centered": True}) for name in ("pytorch", "keras", "tensorflow_v1")]
+    [(name, {"centered": True}) for name in SIGNATURES if "centered" in SIGNATURES[name]]
     + [(name, {}) for name in SIGNATURES],
     ids=str,
 )
@@ -331,9 +261,9 @@ def test_bfloat16_parameters_have_float32_averages(name, options):
     params = jnp.ones(3, jnp.bfloat16)
     optimizer = build(name, **options)
     updates, state = optimizer.update(params, optimizer.init(params), params)
-    average = "var" if options.get("centered") or name in CENTRED else "nu"
+    [average] = [x for x in (tree_get(state, k) for k in ("nu", "var")) if x is not None]
     assert updates.dtype == jnp.bfloat16
-    assert tree_get(state, average).dtype == jnp.float32
+    assert average.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
 
 
@@ -443,7 +373,7 @@ REFUSED = [
             ((name, k, bad, ValueError, "< 1") for bad in NOT_IN_UNIT_INTERVAL)
             if k in DECAYS
             else ((name, k, bad, ValueError, "finite") for bad in NOT_FINITE)
-            if k in RATES
+            if k == rate_of(name)
             else ((name, k, bad, ValueError, ">= 0") for bad in NOT_A_SIZE)
         ),
     ]
@@ -456,7 +386,7 @@ REFUSED += [
 REFUSED += [
     (name, k, optax.constant_schedule(0.9), TypeError, "inject_hyperparams")
     for name, k in NUMBERS
-    if k not in RATES
+    if k != rate_of(name)
 ]
 REFUSED += [
     (name, k, bad, TypeError, "True or False")
@@ -501,8 +431,43 @@ def test_two_limits_are_refused(limits):
     assert str(limits) in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["pytorch", "keras"])
+@pytest.mark.parametrize("name", [n for n in SIGNATURES if "weight_decay" in SIGNATURES[n]])
 def test_weight_decay_without_params_is_refused(name):
     optimizer = build(name, weight_decay=0.1)
     with pytest.raises(ValueError, match=r"weight_decay=0\.1 needs params"):
         optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
+
+
+# Paths that the frameworks themselves took: see tests/golden/record.py.
+
+RECORDS = {
+    file.stem: json.loads(file.read_text())
+    for file in sorted((Path(__file__).parent / "golden").glob("*.json"))
+}
+
+
+def arrays(leaves, dtype):
+    return {k: np.asarray(v, dtype) for k, v in leaves.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [(name, case) for name, record in RECORDS.items() for case in record["cases"]],
+    ids=lambda x: x if isinstance(x, str) else f"{x['options']}, schedule={x['schedule']}",
+)
+def test_path_is_the_frameworks(name, case):
+    record, options = RECORDS[name], case["options"]
+    gradients, params = (arrays(record[k], np.float32) for k in ("gradients", "params"))
+    optimizer = dialects.DIALECTS[name](**scheduled(options) if case["schedule"] else options)
+    ours = path(optimizer, gradients, params)
+    every = record["every"]
+    ours = {k: v[every - 1 :: every] for k, v in ours.items()}
+    assert_same_path(ours, arrays(case["path"], np.float64), params)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_every_option_has_a_case(name):
+    cases, defaults = RECORDS[name]["cases"], SIGNATURES[name]
+    tried = {k for case in cases for k, v in case["options"].items() if v != defaults[k]}
+    assert tried == set(defaults)
+    assert {case["schedule"] for case in cases} == {False, True}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from paths import assert_same_path, path, problem
+from support.trajectories import assert_same_path, path, problem
 
 import rmsprop_jax
 from rmsprop_jax import dialects, interop

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from layouts import (
+from support.layouts import (
     LAYOUTS,
     OPTIONS,
     STORAGES,

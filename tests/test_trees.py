@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support.layouts import STORAGES
 
 import rmsprop_jax
 from rmsprop_jax import rmsprop
@@ -472,7 +473,7 @@ def test_mask_where_leaves_have_no_gradient(mask):
 # One structure.
 
 
-@pytest.mark.parametrize("accumulator_dtype", [None, "bfloat16", "float8_e5m2"])
+@pytest.mark.parametrize("accumulator_dtype", STORAGES)
 @all_options
 def test_scan_carries_what_has_no_gradient(options, accumulator_dtype):
     """Structures and dtypes are the same after every step; Optax's lose the None and fail here."""

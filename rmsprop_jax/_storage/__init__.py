@@ -7,6 +7,7 @@ distance to the next number.
 """
 
 from rmsprop_jax._storage._accumulator import (
+    LOW_PRECISION_DTYPES,
     SUPPORTED_DTYPES,
     convert,
     init,
@@ -21,6 +22,7 @@ from rmsprop_jax._storage._shards import shard_map_specs
 
 __all__ = [
     "FLOAT8",
+    "LOW_PRECISION_DTYPES",
     "SUPPORTED_DTYPES",
     "OneByteArray",
     "Rounding",

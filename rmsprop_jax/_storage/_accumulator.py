@@ -14,12 +14,13 @@ from rmsprop_jax._storage._float8 import FLOAT8, OneByteArray
 from rmsprop_jax._storage._rounding import Rounding
 
 BFLOAT16 = jnp.dtype("bfloat16")
-SUPPORTED_DTYPES = (jnp.dtype("float32"), jnp.dtype("float64"), BFLOAT16, FLOAT8)
+LOW_PRECISION_DTYPES = (BFLOAT16, FLOAT8)
+SUPPORTED_DTYPES = (jnp.dtype("float32"), jnp.dtype("float64"), *LOW_PRECISION_DTYPES)
 
 
 def is_low_precision(dtype: DTypeLike | None) -> bool:
     """Whether averages kept in ``dtype`` are rounded, which takes the step."""
-    return dtype is not None and jnp.dtype(dtype) in (BFLOAT16, FLOAT8)
+    return dtype is not None and jnp.dtype(dtype) in LOW_PRECISION_DTYPES
 
 
 @functools.cache

@@ -26,4 +26,7 @@ from rmsprop_jax.interop import keras, optax, pytorch, tensorflow_v1
 from rmsprop_jax.interop._convert import Restored
 from rmsprop_jax.interop._mapping import Leaf
 
-__all__ = ["Leaf", "Restored", "keras", "optax", "pytorch", "tensorflow_v1"]
+__all__ = ["FORMATS", "Leaf", "Restored", "keras", "optax", "pytorch", "tensorflow_v1"]
+
+# The modules, by name.
+FORMATS = {"pytorch": pytorch, "keras": keras, "tensorflow_v1": tensorflow_v1, "optax": optax}

@@ -7,10 +7,21 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from cuda import ONE_LEAF, RATES, TRANSFORMER, VARIANTS, compile_step, copied, floor, kernels
+from support.cuda import (
+    ONE_LEAF,
+    RATES,
+    TRANSFORMER,
+    VARIANTS,
+    compile_step,
+    copied,
+    floor,
+    kernels,
+)
+from support.scripts import printed
 
 import rmsprop_jax
 
+pytestmark = pytest.mark.optimized
 LEAVES = len(TRANSFORMER)
 INJECTED = optax.inject_hyperparams(rmsprop_jax.rmsprop)(1e-3, momentum=0.9)
 PYTORCH = rmsprop_jax.dialects.pytorch(1e-3, momentum=0.9, weight_decay=0.1)
@@ -116,3 +127,8 @@ def test_a_leaf_can_be_copied():
     compiled = compile_step(optax.GradientTransformation(init, update), ONE_LEAF)
     with pytest.raises(AssertionError):
         assert_no_leaf_is_copied(compiled)
+
+
+def test_the_benchmark_prints_its_table(tmp_path):
+    text = printed("benchmarks/cuda.py", "--variants", "bfloat16", cwd=tmp_path)
+    assert "| bfloat16 | constant |" in text

@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from commands import STARTED
+from support.commands import STARTED
 
 
 @pytest.fixture(autouse=True)

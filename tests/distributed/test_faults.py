@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from commands import ONE, begun, bits, finished, refused, sealed, wait_for
+from support.commands import ONE, begun, bits, finished, refused, sealed, wait_for
 
 
 @pytest.fixture(scope="module")

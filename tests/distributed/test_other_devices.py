@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from commands import finished
+from support.commands import finished
 
 
 def final_params(folder):

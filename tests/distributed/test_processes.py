@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from commands import (
+from support.commands import (
     ROOT,
     STARTED,
     TWO,
@@ -24,7 +24,7 @@ from commands import (
     sealed,
     wait_for,
 )
-from layouts import (
+from support.layouts import (
     LAYOUTS,
     OPTIONS,
     STORAGES,

@@ -4,7 +4,7 @@ import pickle
 import sys
 
 import jax
-from layouts import LAYOUTS, OPTIONS, STORAGES, mesh_of, trained, updates_and_state
+from support.layouts import LAYOUTS, OPTIONS, STORAGES, mesh_of, trained, updates_and_state
 
 
 def main(address, process, output):

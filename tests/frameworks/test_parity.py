@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from paths import assert_same_path, path, problem, scheduled
-from runs import keras_path, pytorch_path, tensorflow_v1_path
+from support.frameworks import keras_path, pytorch_path, tensorflow_v1_path
+from support.trajectories import assert_same_path, path, problem, scheduled
 
 from rmsprop_jax import dialects
+
+pytestmark = pytest.mark.optimized
 
 
 def every(**choices):

@@ -1,7 +1,7 @@
 """Records the paths of the frameworks' own RMSprops, for tests that run without them.
 
 Needs the extra `frameworks`: python tests/golden/record.py. One file per framework:
-versions, a small problem of tests/paths.py, and the parameters of every fifth step.
+versions, a small problem of tests/support/trajectories.py, and the parameters of every fifth step.
 """
 
 import argparse
@@ -117,15 +117,15 @@ def main():
     parser.add_argument("--output", type=Path, default=FOLDER, metavar="FOLDER")
     output = parser.parse_args().output
 
-    sys.path[:0] = [str(FOLDER.parent), str(FOLDER.parent / "frameworks")]
-    import runs
-    from paths import problem
+    sys.path.insert(0, str(FOLDER.parent))
+    from support import frameworks
+    from support.trajectories import problem
 
     for seed, framework in enumerate(CASES):
         # torch's weight decay asks for it: see tests/frameworks/test_parity.py.
         smallest = 1e-3 if framework == "pytorch" else 1e-6
         gradients, params = problem(seed, STEPS, WIDTH, smallest)
-        framework_path = getattr(runs, f"{framework}_path")
+        framework_path = getattr(frameworks, f"{framework}_path")
         record = recorded(framework, framework_path, gradients, params)
         (output / f"{framework}.json").write_text(text(record))
 

@@ -10,7 +10,7 @@ import re
 import jax.numpy as jnp
 import optax
 import pytest
-from tpu import bytes_accessed, compile_step
+from support.tpu import bytes_accessed, compile_step
 
 import rmsprop_jax
 

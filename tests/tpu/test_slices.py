@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-import slices
-import tpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support import slices, tpu
+from support.scripts import printed
 
 import rmsprop_jax
 from rmsprop_jax import sharding
@@ -129,3 +129,9 @@ def test_without_a_constraint_gradients_are_all_reduced():
     compiled = compile_zero(AxisType.Explicit, "float32", constrained=False)
     assert shapes(compiled, "all-reduce") == ALL
     assert shapes(compiled, "reduce-scatter") == []
+
+
+def test_the_benchmark_prints_its_table(tmp_path):
+    flags = ["--billions", "1", "--layers", "1", "--topologies", "v5e:16x16"]
+    text = printed("benchmarks/slices.py", *flags, cwd=tmp_path)
+    assert text.count("| v5e:16x16 |") == 3

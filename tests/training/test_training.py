@@ -3,8 +3,9 @@
 import functools
 
 import pytest
-from training import DECAYS, NEAREST, STORAGES, TASKS, draw, train
+from support.training import DECAYS, NEAREST, STORAGES, TASKS, train
 
+pytestmark = pytest.mark.optimized
 EPOCHS = {"digits": 20, "characters": 2}
 
 
@@ -34,9 +35,3 @@ def test_rounding_to_nearest_is_told_apart():
     nearest = losses("digits", "all bfloat16, to nearest")[..., -1].mean(axis=1)
     wide = losses("digits", "float32")[..., -1]
     assert ((nearest < wide.min(axis=1)) | (nearest > wide.max(axis=1))).any()
-
-
-@pytest.mark.xdist_group("digits")
-def test_picture(tmp_path):
-    draw({"digits": {"float32": losses("digits", "float32")}}, tmp_path / "training.png")
-    assert (tmp_path / "training.png").stat().st_size > 10_000

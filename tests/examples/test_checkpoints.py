@@ -11,7 +11,7 @@ import pytest
 from checkpoints import Checkpoints, UnfitCheckpointsError
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from layouts import assert_placed, assert_same_bits, mesh_of
+from support.layouts import assert_placed, assert_same_bits, mesh_of
 
 from rmsprop_jax import rmsprop, sharding
 

@@ -13,6 +13,9 @@ import optax
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from support import environment
+
+environment.set_for_libtpu()
 AVAILABLE = find_spec("libtpu") is not None
 # libtpu asks the machine for these where there is a TPU.
 os.environ |= {

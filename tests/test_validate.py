@@ -1,7 +1,6 @@
 """Bad input, in two tables: what is refused when built, and what is refused when traced."""
 
 import types
-from fractions import Fraction
 
 import chex
 import jax
@@ -9,25 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support.bad_values import (
+    INF,
+    NAN,
+    NOT_A_NUMBER,
+    NOT_A_SIZE,
+    NOT_FINITE,
+    NOT_IN_UNIT_INTERVAL,
+    name_of,
+)
 
 import rmsprop_jax
 from rmsprop_jax import _transform, rmsprop, scale_by_rms, scale_by_stddev
-
-NAN, INF = float("nan"), float("inf")
-NOT_IN_UNIT_INTERVAL = [1, 1 - 1e-9, 1.0, 1.5, -0.1, NAN, INF, jnp.float32(1), jnp.bfloat16(0.999)]
-NOT_FINITE = [1e39, NAN, INF, -INF, np.float64("nan")]
-NOT_A_SIZE = [-1e-3, 1e39, NAN, INF, -INF, jnp.float32(-1), np.float64("nan")]
-NOT_A_NUMBER = [
-    "0.1",
-    None,
-    True,
-    1j,
-    Fraction(1, 2),
-    [0.1],
-    {"lr": 0.1},
-    jnp.array(1j),
-    jnp.array(True),
-]
 
 # Where, the argument, what is wrong with it, and what the message must say of what is allowed.
 REFUSED_WHEN_BUILT = [
@@ -64,10 +56,6 @@ REFUSED_WHEN_BUILT = [
         ]
     ),
 ]
-
-
-def name_of(value):
-    return getattr(value, "__name__", None) or repr(value)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Runs of the example as processes of their own."""
 
-import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from support.environment import for_program
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--steps", "30", "--checkpoint-every", "10", "--storage", "float8_e5m2"]
@@ -22,9 +23,7 @@ def command(folder, *flags):
 
 
 def environment(**more):
-    # Eight devices are asked for by a flag; what the tests set themselves would be in its way.
-    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    return os.environ | {"XLA_FLAGS": " ".join(flags), "MPLBACKEND": "agg"} | more
+    return for_program(optimized=False) | more
 
 
 def ended(folder, *flags, **more):

@@ -9,9 +9,9 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rmsprop_jax import rmsprop, sharding
+from rmsprop_jax import _storage, rmsprop, sharding
 
-STORAGES = [None, "bfloat16", "float8_e5m2"]
+STORAGES = [None, *(dtype.name for dtype in _storage.LOW_PRECISION_DTYPES)]
 OPTIONS = [{}, {"centered": True, "momentum": 0.9, "bias_correction": True}]
 LAYOUTS = ["data-parallel", "ZeRO-1", "FSDP"]
 
@@ -80,7 +80,9 @@ def updates_and_state(mesh, layout, dtype, options):
             sharding.with_sharding_constraint(gradients, of_gradients), state, params
         )
 
-    update, every = jax.jit(update, out_shardings=(of_params, of_state)), []
+    like = jax.device_put(host, of_params)
+    update = jax.jit(update, out_shardings=(of_params, of_state)).lower(like, state, params)
+    update, every = update.compile(), []
     for _ in range(6):
         size = np.float32(10.0 ** rng.uniform(-4, 2))
         g = jax.tree.map(lambda p, s=size: s * rng.standard_normal(p.shape, np.float32), host)

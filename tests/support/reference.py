@@ -10,6 +10,7 @@ Sources:
   [T] torch.optim.RMSprop, the algorithm in its documentation.
   [P] Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks,
       2013, algorithm 1 (norm clipping); keras.optimizers.Optimizer for whose norm it is.
+  [M] Mnih et al.: Human-level control through deep reinforcement learning, 2015, table 1.
 
 A decaying average is taken here as what it is: a weighted mean of all gradients so
 far. The variance is then the weighted mean of squared distances from that mean, and
@@ -113,18 +114,33 @@ def rmsprop(
     return np.stack(updates)
 
 
+# The dialects. Each takes gradients {leaf: (steps, n)}, parameters {leaf: (n,)}, and then the
+# arguments of its source, with their names, order and defaults.
+
+
+def of_each_leaf(function, gradients, params, *args, **options):
+    """The updates of all leaves, {leaf: (steps, n)}."""
+    return {k: function(gradients[k], params[k], *args, **options) for k in params}
+
+
 def pytorch(
     gradients,
     params,
-    lr,
-    alpha,
-    eps,
+    lr=1e-2,
+    alpha=0.99,
+    eps=1e-8,
     weight_decay=0.0,
     momentum=0.0,
     centered=False,
     maximize=False,
 ):
-    """[T] The updates of torch's RMSprop for fixed ``gradients``, before weights decay."""
+    """[T] `torch.optim.RMSprop`."""
+    options = (lr, alpha, eps, weight_decay, momentum, centered, maximize)
+    return of_each_leaf(pytorch_leaf, gradients, params, *options)
+
+
+def pytorch_leaf(gradients, params, lr, alpha, eps, weight_decay, momentum, centered, maximize):
+    """[T] The updates of one leaf, before weights decay."""
     second_moment = variance if centered else mean_square
     seen, updates = [], []
     buffer = np.zeros_like(params)
@@ -148,3 +164,58 @@ def keras_clipped(gradients, clipnorm=None, clipvalue=None, global_clipnorm=None
         norm = np.sqrt(sum(n**2 for n in norms.values()))
         return {k: g / np.maximum(1, norm / global_clipnorm) for k, g in gradients.items()}
     return gradients
+
+
+def keras(
+    gradients,
+    params,
+    learning_rate=1e-3,
+    rho=0.9,
+    momentum=0.0,
+    epsilon=1e-7,
+    centered=False,
+    weight_decay=None,
+    clipnorm=None,
+    clipvalue=None,
+    global_clipnorm=None,
+):
+    """`keras.optimizers.RMSprop` of Keras 3, by its documentation."""
+    return of_each_leaf(
+        rmsprop,
+        keras_clipped(gradients, clipnorm, clipvalue, global_clipnorm),
+        params,
+        learning_rate,
+        decay=rho,
+        eps=epsilon,
+        centered=centered,
+        momentum=momentum,
+        weight_decay=weight_decay or 0.0,
+    )
+
+
+def tensorflow_v1(
+    gradients, params, learning_rate, decay=0.9, momentum=0.0, epsilon=1e-10, centered=False
+):
+    """`tf.compat.v1.train.RMSPropOptimizer`, by its documentation: the average starts at one."""
+    options = {"decay": decay, "eps": epsilon, "centered": centered, "momentum": momentum}
+    return of_each_leaf(rmsprop, gradients, params, learning_rate, initial_scale=1.0, **options)
+
+
+def hinton(gradients, params, learning_rate, decay=0.9):
+    """[H] As the slide has it, without eps."""
+    return of_each_leaf(rmsprop, gradients, params, learning_rate, decay=decay, eps=0.0)
+
+
+def graves(gradients, params, learning_rate=1e-4, decay=0.95, momentum=0.9, eps=1e-4):
+    """[G] That of handwriting: centred, with momentum."""
+    options = {"decay": decay, "eps": eps, "centered": True, "momentum": momentum}
+    return of_each_leaf(rmsprop, gradients, params, learning_rate, **options)
+
+
+def dqn(gradients, params, learning_rate=2.5e-4, decay=0.95, eps=0.01):
+    """[M] That of Atari: centred, without momentum."""
+    options = {"decay": decay, "eps": eps, "centered": True}
+    return of_each_leaf(rmsprop, gradients, params, learning_rate, **options)
+
+
+DIALECTS = {f.__name__: f for f in (pytorch, keras, tensorflow_v1, hinton, graves, dqn)}

@@ -1,7 +1,7 @@
-"""The path that each framework's own RMSprop takes through a problem of tests/paths.py.
+"""The path that each framework's own RMSprop takes through a problem of `trajectories`.
 
 ``options`` are the framework's own arguments. With ``schedule`` the learning rate
-falls as `paths.decaying`. Without centring a framework runs in float32. With it, in
+falls as `trajectories.decaying`. Without centring a framework runs in float32. With it, in
 float64: in float32 its variance is a difference of two numbers that may be alike.
 """
 
@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow.compat.v1 as tf
 import torch
-from paths import RATE_DECAY
+
+from support.trajectories import RATE_DECAY
 
 
 def dtype_of(options):

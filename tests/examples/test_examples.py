@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import wgan
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 SHARED = ("checkpoints", "flags")
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 

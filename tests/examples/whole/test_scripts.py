@@ -1,0 +1,75 @@
+"""Every example as its user runs it, and what its result says; benchmarks on little data.
+
+What `examples/quickstart.py` says is in tests/packaging: it is README's first command.
+"""
+
+import re
+
+import pytest
+from support.scripts import printed
+
+
+@pytest.fixture
+def result(request, tmp_path):
+    """That of the example which the test is named after; it must have drawn its picture."""
+    name = request.node.name.removeprefix("test_")
+    text = printed(f"examples/{name}.py", "--output", f"{name}.png", cwd=tmp_path)
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    return text
+
+
+def numbers(pattern, text):
+    return [float(number) for number in re.search(pattern, text).groups()]
+
+
+def test_dqn_cartpole(result):
+    [median] = numbers(r"median over 5 seeds .* 20 episodes: (\S+);", result)
+    assert median >= 400
+
+
+def test_char_rnn(result):
+    bits, ngram = numbers(r"char_rnn: (\S+) bits .* best n-gram (\S+),", result)
+    [lzma] = numbers(r"lzma: (\S+),", result)
+    assert bits + 0.05 < ngram
+    assert bits < lzma
+
+
+def test_wgan(result):
+    ours, gaussian = numbers(r"distance (\S+) to .* Gaussian's (\S+),", result)
+    assert ours < gaussian / 2
+
+
+def test_train_distributed(result):
+    [accuracy] = numbers(r"accuracy ([0-9.]+)%", result)
+    [held] = numbers(r" ([0-9]+) bytes of state", result)
+    assert accuracy >= 95
+    # An eighth of 8 bytes each, and at most one per cent of scalars.
+    assert 304_144 < held < 1.01 * 304_144
+
+
+def test_dialects(result):
+    keras, optax = numbers(r"Keras (\S+), Optax (\S+),", result)
+    assert 0.9 < keras / optax < 1.1
+
+
+def test_resume_from_torch(result):
+    [difference] = numbers(r"largest relative difference of a step ([^,]+),", result)
+    assert difference <= 1e-5
+
+
+SMALL = {
+    "step": ["--log2-size", "16", "--rounds", "2", "--leaves", "1", "8"],
+    "gpu": ["--log2-size", "16", "--rounds", "2", "--leaves", "1", "8"],
+    "arithmetic": [],
+    "accumulators": ["--epochs", "1", "--output", "picture.png"],
+    "training": ["--epochs", "1", "1", "--output", "picture.png"],
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_benchmark_on_little_data(name, tmp_path):
+    """So small, its figures mean nothing: it is seen to run, to print its table and to draw."""
+    text = printed(f"benchmarks/{name}.py", *SMALL[name], cwd=tmp_path, optimized=False)
+    assert re.search(r"^\|.*\d", text, re.MULTILINE)
+    if "--output" in SMALL[name]:
+        assert (tmp_path / "picture.png").stat().st_size > 10_000

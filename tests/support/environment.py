@@ -1,0 +1,41 @@
+"""What tests set before JAX starts, so that they are fast; what programs of users do not have."""
+
+import os
+from collections.abc import Iterable
+from importlib.metadata import version
+
+# Eight simulated devices: Optax's own sharding tests ask for them by this variable.
+_DEVICES = {"xla_force_host_platform_device_count": "8"}
+# Machine code that is made in less than half the time and need not be fast, and the options of a
+# compilation that has users' code again.
+_FAST = {"xla_backend_optimization_level": "0"}
+OPTIMIZED: dict[str, bool | int] = {"xla_backend_optimization_level": 3}
+# A flag that XLA does not know ends the process.
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    _FAST["xla_cpu_use_fusion_emitters"] = "false"
+    OPTIMIZED["xla_cpu_use_fusion_emitters"] = True
+
+
+def set_for_tests() -> None:
+    """Flags of XLA, and one thread for each worker; what is set already stays."""
+    given = os.environ.get("XLA_FLAGS", "")
+    new = [f"--{name}={value}" for name, value in (_DEVICES | _FAST).items() if name not in given]
+    os.environ["XLA_FLAGS"] = " ".join([*given.split(), *new])
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
+def for_program(*, optimized: bool) -> dict[str, str]:
+    """That of a program which a test starts: without simulated devices, and as users' or fast."""
+    flags = _flags_without([*_DEVICES, *(_FAST if optimized else ())])
+    return os.environ | {"XLA_FLAGS": flags, "MPLBACKEND": "agg"}
+
+
+def set_for_libtpu() -> None:
+    """It reads the flags when it is loaded, and ends the process at one that it does not know."""
+    os.environ["XLA_FLAGS"] = _flags_without(_FAST)
+
+
+def _flags_without(names: Iterable[str]) -> str:
+    given = os.environ.get("XLA_FLAGS", "").split()
+    return " ".join(flag for flag in given if flag.lstrip("-").partition("=")[0] not in names)

@@ -1,0 +1,25 @@
+"""Versions in pyproject.toml and .ci. What needs new environments is in tests/packaging."""
+
+import re
+import tomllib
+from importlib.metadata import version
+
+import pytest
+from support.readme import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOWEST = dict(re.findall(r"^(\w+)==(.+)$", (ROOT / ".ci" / "lowest.txt").read_text(), re.MULTILINE))
+
+
+def release(text):
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def test_the_lower_bounds_are_those_that_are_tested():
+    bounds = dict(bound.split(">=") for bound in PROJECT["dependencies"])
+    assert bounds == LOWEST
+
+
+@pytest.mark.parametrize("package", LOWEST)
+def test_what_is_installed_is_supported(package):
+    assert release(version(package)) >= release(LOWEST[package])
