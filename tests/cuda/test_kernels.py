@@ -130,5 +130,5 @@ def test_a_leaf_can_be_copied():
 
 
 def test_the_benchmark_prints_its_table(tmp_path):
-    text = printed("benchmarks/cuda.py", "--variants", "bfloat16", cwd=tmp_path)
+    text = printed("benchmarks/h100.py", "--variants", "bfloat16", cwd=tmp_path)
     assert "| bfloat16 | constant |" in text
