@@ -8,7 +8,7 @@ import optax
 from jax.tree_util import keystr
 from jax.typing import ArrayLike
 
-from rmsprop_jax import _storage, _trees, _validate
+from rmsprop_jax import _storage, _trees, _validate, _validate_trees
 from rmsprop_jax._numerics import widen
 
 
@@ -55,7 +55,7 @@ def apply_updates(params: Any, updates: Any, step: ArrayLike | None = None) -> A
     leaves, treedef = _trees.flatten(updates)
     old = _trees.flatten_like(treedef, params)
     if old is None:
-        _validate.same_structure("updates", updates, params, like="params")
+        _validate_trees.same_structure("updates", updates, params, like="params")
         old = []
     if step is not None:
         _validate.step(step)
@@ -92,7 +92,7 @@ def _roundings(step: Any, paths: Any, ndims: Any) -> list[_storage.Rounding]:
 def _add(p: Any, u: Any, rounding: _storage.Rounding | None, path: str) -> Any:
     if u is None or p is None:
         return p
-    _validate.shape(f"updates{path}", u, p, like=f"params{path}")
+    _validate_trees.shape(f"updates{path}", u, p, like=f"params{path}")
     if rounding is None:
         return optax.apply_updates(p, u)
     total = (widen(p) + widen(u)).astype(jnp.float32)

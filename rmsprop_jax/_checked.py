@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import keystr, tree_map_with_path
+from jax.tree_util import tree_map_with_path
 
-from rmsprop_jax import _trees, _validate
+from rmsprop_jax import _trees, _validate_trees
 from rmsprop_jax._layout import Layout
 from rmsprop_jax._numerics import widen
 
@@ -33,7 +33,7 @@ def checked(
         weights = _trees.flatten_like(treedef, params)
         if weights is None:
             if uses_params and params is not None:
-                _validate.same_structure("params", params, updates, like="updates")
+                _validate_trees.same_structure("params", params, updates, like="updates")
             weights = [None] * len(given)
         gradients = [
             None if g is None else _gradient(i, g, w, updates)
@@ -54,7 +54,7 @@ def checked(
 
 def _with_state(path: Any, param: Any) -> Any:
     """A parameter, or None for a leaf that has no state."""
-    _validate.known_leaf(f"params{keystr(path)}", param)
+    _validate_trees.known_leaf(f"params{_validate_trees.shown_path(path)}", param)
     return param if _trees.has_gradient(param) else None
 
 
@@ -65,15 +65,16 @@ def _gradient(i: int, g: Any, weight: Any, updates: Any) -> jax.Array | None:
         return g if isinstance(g, jax.Array) else jnp.asarray(g)
     if _trees.is_float0(g) and (weight is None or not trained):
         return None
-    raise _validate.bad_gradient(keystr(_trees.paths_of(updates)[i]), g, weight, trained=trained)
+    path = _validate_trees.shown_path(_trees.paths_of(updates)[i])
+    raise _validate_trees.bad_gradient(path, g, weight, trained=trained)
 
 
 def _wide_weights(weights: list[Any], gradients: list[Any], updates: Any) -> list[Any]:
     """The parameters that have a gradient, in at least float32."""
     for i, (w, g) in enumerate(zip(weights, gradients, strict=True)):
         if g is not None and g.shape != jnp.shape(w):
-            path = keystr(_trees.paths_of(updates)[i])
-            _validate.shape(f"updates{path}", g, w, like=f"params{path}")
+            path = _validate_trees.shown_path(_trees.paths_of(updates)[i])
+            _validate_trees.shape(f"updates{path}", g, w, like=f"params{path}")
     return [None if g is None else widen(w) for w, g in zip(weights, gradients, strict=True)]
 
 
@@ -85,6 +86,8 @@ def _rounded(update: Any, g: Any, weight: Any) -> Any:
     dtype = getattr(g, "dtype", None)
     if dtype is None or (weight is not None and getattr(weight, "dtype", None) != dtype):
         dtype = jnp.result_type(g) if weight is None else jnp.result_type(g, weight)
+    if jnp.iscomplexobj(update):
+        dtype = jnp.result_type(dtype, jnp.complex64)
     return update if update.dtype == dtype else update.astype(dtype)
 
 

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import keystr
+from jax.tree_util import keystr, tree_leaves_with_path
 
-from rmsprop_jax import _storage, _trees, _validate
+from rmsprop_jax import _storage, _trees, _validate_trees
 
 
 class Layout(NamedTuple):
@@ -15,7 +15,7 @@ class Layout(NamedTuple):
 
     Attributes:
       containers: The structure of the state of one parameter.
-      leaves: What stands in it: an average, which has the parameter's shape (1,), or a step.
+      leaves: What stands in it: an average, of shape (1,), or a step counter, of shape ().
     """
 
     containers: Any
@@ -30,35 +30,53 @@ class Layout(NamedTuple):
 
     def fit(self, state: Any, gradients: list[Any], treedef: Any, params: Any) -> Any:
         """The state, rebuilt if it came back in other containers; an error if it is another's."""
-        expected = self._expected(gradients, treedef)
-        wanted, structure = jax.tree.flatten(expected)
-        found = _trees.flatten_like(structure, state)
-        if found is not None and all(map(_is_what_is_wanted, found, wanted)):
+        parts = _trees.flatten_like(self.containers, state)
+        if parts is not None and all(
+            _fits(part, leaf, gradients, treedef)
+            for part, leaf in zip(parts, self.leaves, strict=True)
+        ):
             return state
         if params is not None and _trees.flatten_like(treedef, params) is None:
             updates = treedef.unflatten(gradients)
-            _validate.same_structure("updates", updates, params, like="params")
+            _validate_trees.same_structure("updates", updates, params, like="params")
+        expected = self._expected(gradients, treedef)
         try:
-            return _rebuild(state, expected)
+            state = _rebuild(state, expected)
         except _DiffersError:
-            like = "init(params) for these updates"
             hint = "; the options must be those of the optimizer that made it"
-            _validate.same_structure("state", state, expected, like, hint)
+            if any(keystr(path[1:2]) == ".var" for path, _ in tree_leaves_with_path(expected)):
+                hint += " (interop.optax converts Optax's centred state)"
+            like = "init(params) for these updates"
+            _validate_trees.same_structure("state", state, expected, like, hint)
             raise
+        for part, leaf in zip(self.containers.flatten_up_to(state), self.leaves, strict=True):
+            if _is_step(leaf):
+                _validate_trees.counter(part)
+        return state
 
     def _expected(self, gradients: list[Any], treedef: Any) -> Any:
         def like_updates(average: Any) -> Any:
-            # Without a gradient the state may have anything; of a complex one, two parts.
-            free = [g is None or jnp.iscomplexobj(g) for g in gradients]
-            return treedef.unflatten(_ANYTHING if is_free else average for is_free in free)
+            return treedef.unflatten(_ANYTHING if _is_free(g) else average for g in gradients)
 
         return self.containers.unflatten(
             leaf if _is_step(leaf) else like_updates(leaf) for leaf in self.leaves
         )
 
 
-def _is_what_is_wanted(found: Any, wanted: Any) -> bool:
-    return wanted is _ANYTHING or jax.tree.structure(found) == _LEAF
+def _fits(part: Any, leaf: Any, gradients: list[Any], treedef: Any) -> bool:
+    """Whether a part of a state is built as it should be, whatever containers the user has."""
+    if _is_step(leaf):
+        return jax.tree.structure(part) == _LEAF and _validate_trees.is_counter(part)
+    averages = _trees.flatten_like(treedef, part)
+    return averages is not None and all(
+        _is_free(g) or jax.tree.structure(average) == jax.tree.structure(leaf)
+        for average, g in zip(averages, gradients, strict=True)
+    )
+
+
+def _is_free(g: Any) -> bool:
+    """Without a gradient any state will do; `dialects.pytorch` keeps a complex one as two."""
+    return g is None or jnp.iscomplexobj(g)
 
 
 class _DiffersError(ValueError):
@@ -76,14 +94,19 @@ def _rebuild(given: Any, expected: Any) -> Any:
     or lists instead of named tuples. Children are found by name, and in a list by position.
     """
     children, treedef = _one_level(expected)
-    if treedef == _LEAF and not (given is None and _is_step(expected)):
+    if treedef == _LEAF:
+        # A missing average is spoken of where its gradient is at hand.
+        if expected is _ANYTHING or (given is None and not _is_step(expected)):
+            return given
+        if jax.tree.structure(given) != _LEAF:
+            raise _DiffersError("a container where an array should stand")
         return given
     found, _ = _one_level(given)
     nameless = isinstance(given, list | tuple) and not hasattr(given, "_fields")
     if nameless and isinstance(expected, tuple) and len(found) == len(children):
         found = dict(zip(children, found.values(), strict=True))
     if found.keys() != children.keys():
-        raise _DiffersError
+        raise _DiffersError("other children")
     return treedef.unflatten(_rebuild(found[name], child) for name, child in children.items())
 
 

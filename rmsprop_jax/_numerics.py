@@ -48,7 +48,7 @@ def difference(a: jax.Array, b: jax.Array) -> jax.Array:
 def divide(a: Any, b: Any) -> jax.Array:
     """``a / b``, and zero with a zero derivative where ``b`` is zero.
 
-    The derivative forms ``1 / b**2``: in float32 it is finite from ``b = 1e-19`` on.
+    In float32 the derivative, of the size of ``1 / b**2``, is finite for b above 1.1e-19.
     """
     return a / jnp.where(b == 0, jnp.inf, b)
 
@@ -62,8 +62,8 @@ def sqrt(x: Any) -> jax.Array:
 def bias_correction(decay: Scalar, step: jax.Array) -> jax.Array:
     """``1 - decay**step``: the weight of all gradients in an average that began at zero.
 
-    Close to zero it has the digits of Optax's form and no more: Optax's tests compare both, Adam
-    included, to 1e-6.
+    Written as Optax writes it, so that Optax's tests agree to 1e-6; it loses digits where the
+    decay is near one.
     """
     return 1 - power(decay, step)
 

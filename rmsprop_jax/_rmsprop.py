@@ -27,7 +27,7 @@ def rms(
     """Divides the gradient by the root of the moving average of its square.
 
     Hinton's slide: ``MeanSquare(w, t) = 0.9 MeanSquare(w, t-1) + 0.1 (dE/dw(t))^2``.
-    ``correction`` is Adam's ``1 - d**t``, by which v is divided before the root.
+    ``correction`` is Adam's ``1 - d**t``: v is divided by it before the root.
 
     Returns:
       The scaled gradient, and the new v.
@@ -60,11 +60,10 @@ def stddev(
     Returns:
       The scaled gradient, the new m and the new s.
     """
-    # Only the last sum rounds at the size of m, and to either side. In d m + (1 - d) g the product
-    # rounds the same way for hundreds of steps.
+    # In d m + (1 - d) g the product d m rounds the same way for hundreds of steps, and m drifts.
     m = m + weight * difference(g, m)
-    # The root of d goes inside the square, which saturates, and as a factor: XLA makes one of a
-    # quotient in some programs and not in others, with other bits.
+    # Divided by sqrt(d) before squaring, so that the square saturates. As a factor, since XLA turns
+    # some quotients into factors, and the bits would differ.
     from_mean = difference(g, m) * divide(1.0, sqrt(1 - weight))
     s = (s - weight * s) + weight * abs_sq(from_mean)
     return over_root(g, s + start, eps, eps_in_sqrt), m, s
@@ -83,8 +82,7 @@ def trace(
 
 
 def over_root(g: jax.Array, v: jax.Array, eps: Scalar, eps_in_sqrt: bool) -> jax.Array:
-    """``g / sqrt(v + eps)``, or ``g / (sqrt(v) + eps)``; zero where the denominator is."""
-    # A v of zero is at its minimum: nothing depends on it, though the derivative by it may be
-    # beyond float32.
+    """``g / sqrt(v + eps)``, or ``g / (sqrt(v) + eps)``; zero where the denominator is zero."""
+    # Zero is the minimum of v, so its derivative is zero there; computed, it could overflow.
     v = jnp.where(v == 0, lax.stop_gradient(v), v)
     return divide(g, sqrt(v + eps) if eps_in_sqrt else sqrt(v) + eps)

@@ -209,13 +209,13 @@ def decayed_weights(
         factor = lambda count: -weight_decay * learning_rate(count)  # noqa: E731
     elif learning_rate is not None:
         factor = -weight_decay * learning_rate
-    decay = optax.add_decayed_weights(factor, mask)
+    decay = optax.add_decayed_weights(factor, None if mask is None else _validate.mask(mask))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         _validate.params_given(params, weight_decay=weight_decay)
         return decay.update(updates, state, params)
 
-    # The state is the same for every mask, also for one parameter, which no mask is made for.
+    # `Layout` calls init with one leaf, which a mask does not fit. It does not change the state.
     everywhere = optax.add_decayed_weights(factor, None if mask is None else True)
     return optax.GradientTransformation(everywhere.init, update)
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.tree_util import keystr, tree_flatten_with_path
+from jax.tree_util import tree_flatten_with_path
 
-from rmsprop_jax import _storage, _validate
+from rmsprop_jax import _storage, _validate_trees
 from rmsprop_jax._numerics import Scalar, at_least_float32
 
 
@@ -109,9 +109,9 @@ def _check_averages(
             continue
         same_shape = kept is not None and g.shape == jnp.shape(kept)
         if not same_shape or not _is_kept_as(name, _dtype_of(kept), g.dtype, accumulator_dtype):
-            path = keystr(paths_of(updates)[i])
+            path = _validate_trees.shown_path(paths_of(updates)[i])
             expected = _expected_dtype(name, g.dtype, accumulator_dtype)
-            raise _validate.bad_average(name, path, kept, g, _dtype_of(kept), expected)
+            raise _validate_trees.bad_average(name, path, kept, g, _dtype_of(kept), expected)
 
 
 def _dtype_of(kept: Any) -> Any:
@@ -126,9 +126,10 @@ def _is_kept_as(name: str, kept: Any, gradient: Any, accumulator_dtype: Any) -> 
     if kept == expected or accumulator_dtype is not None:
         return kept == expected
     # It follows the parameter, which may be wider than the gradient.
-    kinds = (jnp.floating, jnp.complexfloating)
-    same_kind = any(jnp.issubdtype(kept, k) and jnp.issubdtype(expected, k) for k in kinds)
-    return same_kind and at_least_float32(kept) == kept
+    is_complex, may_be = (jnp.issubdtype(x, jnp.complexfloating) for x in (kept, expected))
+    # A complex parameter may have a real gradient; what averages squares is real in any case.
+    right_kind = is_complex == may_be or (is_complex and name in ("mu", "trace"))
+    return _is_inexact(kept) and right_kind and at_least_float32(kept) == kept
 
 
 def _expected_dtype(name: str, dtype: Any, accumulator_dtype: Any) -> Any:

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.tree_util import keystr, tree_leaves_with_path
 
 from rmsprop_jax import _storage
 
@@ -39,8 +38,8 @@ def fraction(**named: Any) -> None:
         dtype = getattr(value, "dtype", np.dtype(float))
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
             raise ValueError(
-                f"{name} must be {allowed}, in at least float32 (bfloat16 makes 1 of 0.999); got "
-                f"{value!r}; in optax.inject_hyperparams, pass hyperparam_dtype=jnp.float32"
+                f"{name} must be {allowed}, in at least float32 (in bfloat16, 0.999 is 1); got "
+                f"{shown(value)}; in optax.inject_hyperparams, pass hyperparam_dtype=jnp.float32"
             )
         _number(name, value, allowed, lambda x: 0 <= x < 1)
 
@@ -74,7 +73,7 @@ def flag(**named: Any) -> None:
     """Raises unless each is True or False."""
     for name, value in named.items():
         if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{name} must be True or False, got {value!r}")
+            raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
 def averages(**options: Any) -> dict[str, Any]:
@@ -110,15 +109,15 @@ def accumulator_dtype(dtype: Any) -> None:
     allowed = ["None", *(d.name for d in _storage.SUPPORTED_DTYPES)]
     if isinstance(dtype, np.ndarray | np.generic | jax.Array):
         raise TypeError(
-            f"accumulator_dtype must be one of {allowed}, got an array; in "
-            "optax.inject_hyperparams, static_args='accumulator_dtype' keeps a dtype as it is"
+            f"accumulator_dtype must be one of {allowed}, got an array: optax.inject_hyperparams "
+            "calls a dtype as a schedule; give its name, or static_args='accumulator_dtype'"
         )
     try:
         supported = dtype is None or jnp.dtype(dtype) in _storage.SUPPORTED_DTYPES
     except (TypeError, ValueError):
         supported = False
     if not supported:
-        raise ValueError(f"accumulator_dtype must be one of {allowed}, got {dtype!r}")
+        raise ValueError(f"accumulator_dtype must be one of {allowed}, got {shown(dtype)}")
     if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
         raise ValueError(
             "accumulator_dtype float64 needs jax.config.update('jax_enable_x64', True)"
@@ -130,9 +129,25 @@ def is_zero(value: Any) -> bool:
     return not isinstance(value, jax.Array) and bool(value == 0)
 
 
+def mask(mask: Any) -> Any:
+    """The mask, which from now on raises if it is not of booleans."""
+    if callable(mask):
+        return lambda tree: _booleans(mask(tree))
+    return _booleans(mask)
+
+
+def _booleans(mask: Any) -> Any:
+    if not all(isinstance(x, bool | np.bool_) for x in jax.tree.leaves(mask)):
+        raise TypeError(
+            "mask must be True or False, a tree of them like the parameters or a prefix of it, or "
+            f"a function that makes one of them; got {shown(mask)}"
+        )
+    return mask
+
+
 def step(step: Any) -> None:
     """Raises unless ``step`` is one whole number >= 0, or a traced one."""
-    message = f"step must be a whole number >= 0, got {step!r}"
+    message = f"step must be a whole number >= 0, got {shown(step)}"
     is_number = isinstance(step, int | np.ndarray | np.generic | jax.Array)
     dtype: Any = getattr(step, "dtype", np.dtype(type(step)) if is_number else None)
     if not is_number or not jnp.issubdtype(dtype, np.integer):
@@ -154,14 +169,14 @@ def params_given(params: Any, **needed_by: Any) -> None:
 def _number(name: str, value: Any, allowed: str, is_allowed: Callable[[float], bool]) -> None:
     if callable(value):
         hint = "; a schedule of it takes optax.inject_hyperparams"
-        raise TypeError(f"{name} must be {allowed}, got {value!r}{hint}")
+        raise TypeError(f"{name} must be {allowed}, got {shown(value)}{hint}")
     is_number = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
     if not is_number or isinstance(value, bool) or not _is_real(value):
-        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+        raise TypeError(f"{name} must be {allowed}, got {shown(value)}")
     if np.shape(value) != ():
         raise ValueError(f"{name} must be one number, got an array of shape {np.shape(value)}")
     if not isinstance(value, Tracer) and not is_allowed(_as_jax_sees_it(value)):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 def _as_jax_sees_it(value: Any) -> float:
@@ -178,73 +193,7 @@ def _is_real(value: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
-def known_leaf(name: str, leaf: Any) -> None:
-    """Raises if a leaf is another library's array, which JAX does not take for one."""
-    dtype: Any = getattr(leaf, "dtype", None)
-    try:
-        jnp.issubdtype(dtype, jnp.inexact)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be a JAX or NumPy array, got {type(leaf).__name__} of dtype {dtype!r}: "
-            "convert it with jnp.asarray"
-        ) from None
-
-
-def shape(name: str, leaf: Any, expected: Any, like: str) -> None:
-    """Raises unless a leaf has the shape of ``expected``."""
-    if jnp.shape(leaf) != jnp.shape(expected):
-        raise ValueError(_other_shape(name, leaf, expected, like))
-
-
-def _other_shape(name: str, leaf: Any, expected: Any, like: str) -> str:
-    return f"{name} has shape {jnp.shape(leaf)}, it must have {jnp.shape(expected)} as {like} has"
-
-
-def bad_gradient(path: str, g: Any, weight: Any, *, trained: bool) -> TypeError:
-    """What to raise for what cannot be a gradient, or comes for a parameter that has none."""
-    leaf = g if trained else weight
-    kind = f"of dtype {leaf.dtype}" if hasattr(leaf, "dtype") else repr(leaf)[:60]
-    if trained:
-        return TypeError(
-            f"updates{path} must be a floating-point JAX or NumPy array, or None; got {kind}"
-        )
-    return TypeError(
-        f"updates{path} is a gradient, but params{path} is {kind}, which is not trained: give "
-        "None there, as equinox.filter_grad does, or leave it out by optax.masked"
-    )
-
-
-def bad_average(name: str, path: str, kept: Any, g: Any, dtype: Any, expected: Any) -> ValueError:
-    """What to raise for an average that does not fit its gradient."""
-    if kept is None:
-        return ValueError(
-            f"updates{path} is a gradient, but the state has no average for it: init saw no "
-            "floating-point array there; give None as its gradient"
-        )
-    if g.shape != jnp.shape(kept):
-        return ValueError(_other_shape(f"updates{path}", g, kept, f"{name}{path} in the state"))
-    return ValueError(
-        f"state: {name}{path} is {dtype}, it must be {expected}: accumulator_dtype must be that "
-        "of init; to go on in another, cast the state"
-    )
-
-
-def same_structure(name: str, tree: Any, expected: Any, like: str, hint: str = "") -> None:
-    """Raises unless ``tree`` has the structure of ``expected``."""
-    if jax.tree.structure(tree) == jax.tree.structure(expected):
-        return
-    paths, expected_paths = (
-        {keystr(path): None for path, _ in tree_leaves_with_path(t)} for t in (tree, expected)
-    )
-    missing = [path for path in expected_paths if path not in paths]
-    extra = [path for path in paths if path not in expected_paths]
-    difference = "the leaves are the same, their containers differ"
-    if missing or extra:
-        difference = f"missing leaves: {few(missing)}; unexpected leaves: {few(extra)}"
-    raise ValueError(f"{name} must be built as {like}: {difference}{hint}")
-
-
-def few(paths: list[str]) -> str:
-    """The first of them, and how many more there are: a message for people."""
-    shown = ", ".join(path if len(path) <= 40 else f"...{path[-37:]}" for path in paths[:3])
-    return (shown or "none") + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+def shown(value: Any) -> str:
+    """A value in a message: one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
-from rmsprop_jax import _storage, _validate
+from rmsprop_jax import _storage, _validate_trees
 from rmsprop_jax._storage import shard_map_specs
 
 __all__ = ["shard_map_specs", "shard_over", "state_shardings", "with_sharding_constraint"]
@@ -226,7 +226,7 @@ def _as_tree(shardings: Any, tree: Any) -> Any:
 
 def _checked_mesh(shardings: Any, tree: Any, like: str) -> Any:
     """The mesh of ``shardings``, a tree of ``NamedSharding`` like ``tree``; None without leaves."""
-    _validate.same_structure("shardings", shardings, tree, like=like)
+    _validate_trees.same_structure("shardings", shardings, tree, like=like)
     mesh = None
     for path, sharding in tree_leaves_with_path(shardings):
         name = f"shardings{keystr(path)}"

@@ -145,3 +145,23 @@ def test_the_marker_gives_the_program_that_users_have():
     environment = for_program(optimized=True)
     users = subprocess.run(program, env=environment, check=True, capture_output=True, text=True)
     assert users.stdout.strip() == str(described())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_uncompiled_steps_compile_nothing_anew(wrapped, dtype, caplog):
+    """Also where optax.inject_hyperparams makes the optimizer again at each of them."""
+    make = rmsprop_jax.rmsprop
+    if wrapped:
+        make = optax.inject_hyperparams(make, static_args="accumulator_dtype")
+    optimizer = make(0.1, momentum=0.9, accumulator_dtype=dtype)
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    state = optimizer.init(params)
+    for _ in range(2):
+        _, state = optimizer.update(params, state, params)
+    with jax.log_compiles():
+        optimizer.update(params, state, params)
+    assert "Compiling" not in caplog.text
+    with jax.log_compiles():
+        jax.jit(lambda x: x + 1)(jnp.ones(17))
+    assert "Compiling" in caplog.text

@@ -496,3 +496,43 @@ def test_scan_carries_what_has_no_gradient(options, accumulator_dtype):
     assert all(eqx.tree_equal(after[name], params[name]) for name in ("f", "n", "k", "none"))
     if accumulator_dtype is None:
         assert_close(after["w"], steps(optax_rmsprop(**options), GRADIENTS, W)[0])
+
+
+# Containers and kinds that take care of themselves.
+
+
+@jax.tree_util.register_pytree_node_class
+class Checked:
+    """A container that takes nothing but arrays."""
+
+    def __init__(self, w):
+        assert isinstance(w, jax.Array), w
+        self.w = jnp.asarray(w)
+
+    def tree_flatten(self):
+        return (self.w,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def test_a_container_that_checks_what_it_holds():
+    params = Checked(jnp.arange(3.0))
+    for function in (rmsprop, optax.rmsprop):
+        optimizer = function(0.1, momentum=0.9)
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        np.testing.assert_allclose(updates.w, [0.0, -0.316228, -0.316228], rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_real_gradient_of_a_complex_parameter(given, options):
+    params, g = jnp.ones(2, jnp.complex64), jnp.array([0.5, -2.0])
+    ours, theirs = (
+        function(0.1, **options).update(
+            g, function(0.1, **options).init(params), params if given else None
+        )[0]
+        for function in (rmsprop, optax.rmsprop)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)

@@ -11,10 +11,11 @@ from rmsprop_jax._storage import _rounding
 
 FLOAT8 = jnp.dtype("float8_e5m2")
 
-# float8_e5m2 has the exponents of float16, and 2 mantissa bits; its sign is a third.
+# float8_e5m2 has the exponents of float16, and 2 mantissa bits. The sign bit, unused as values are
+# not negative, holds a third.
 # All three are set here, so that rounding cannot carry to infinity.
 _LARGEST_BITS = np.float32(2.0**15 * 1.875).view(np.uint32)
-# That of zero: it is added to all, so that the spacing below it stays what it is there.
+# The code of zero. Added to every value, so that the spacing below it stays what it is there.
 _SMALLEST_CODE = 2.0**-14
 _SMALLEST_BITS = np.float32(_SMALLEST_CODE).view(np.uint32)
 # The largest of logarithmic codes, see `_coding`.

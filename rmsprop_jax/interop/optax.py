@@ -12,7 +12,7 @@ import optax
 from jax.tree_util import keystr, tree_leaves_with_path
 from jax.typing import DTypeLike
 
-from rmsprop_jax import _validate
+from rmsprop_jax import _validate_trees
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax.interop import _convert, _records
 from rmsprop_jax.interop._convert import Restored
@@ -144,10 +144,10 @@ def _start_and_correction(
 
 def _check_shapes_and_dtypes(name: str, tree: Any, expected: Any, like: str) -> None:
     """Raises unless ``tree`` has the structure, the shapes and the dtypes of ``expected``."""
-    _validate.same_structure(name, tree, expected, like)
+    _validate_trees.same_structure(name, tree, expected, like)
     leaves = zip(tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
     for (path, leaf), other in leaves:
-        _validate.shape(f"{name}{keystr(path)}", leaf, other, like)
+        _validate_trees.shape(f"{name}{keystr(path)}", leaf, other, like)
         if jnp.result_type(leaf) != jnp.result_type(other):
             raise ValueError(
                 f"{name}{keystr(path)} is {jnp.result_type(leaf)}, it must be "
