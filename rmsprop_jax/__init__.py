@@ -4,10 +4,17 @@ from rmsprop_jax import dialects, interop, sharding
 from rmsprop_jax._apply_updates import apply_updates
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax._scale_by import scale_by_rms, scale_by_stddev
-from rmsprop_jax._states import LowPrecisionTraceState, ScaleByStddevState
+from rmsprop_jax._states import (
+    LowPrecisionTraceState,
+    ScaleByRmsQuantizedState,
+    ScaleByStddevQuantizedState,
+    ScaleByStddevState,
+)
 
 __all__ = [
     "LowPrecisionTraceState",
+    "ScaleByRmsQuantizedState",
+    "ScaleByStddevQuantizedState",
     "ScaleByStddevState",
     "apply_updates",
     "dialects",

@@ -65,18 +65,18 @@ def apply_updates(params: Any, updates: Any, step: ArrayLike | None = None) -> A
         for i, (p, u) in enumerate(zip(old, leaves, strict=True))
         if u is not None and jnp.result_type(p) == jnp.bfloat16
     ]
-    roundings = dict.fromkeys(range(len(leaves)))
+    slots = dict.fromkeys(range(len(leaves)))
     if rounded:
         keys = [(paths[i], jnp.ndim(leaves[i])) for i in rounded]
-        roundings |= zip(rounded, _roundings(step, *zip(*keys, strict=True)), strict=True)
+        slots |= zip(rounded, _slots(step, *zip(*keys, strict=True)), strict=True)
     new = [
-        _add(p, u, roundings[i], keystr(paths[i]))
+        _add(p, u, slots[i], keystr(paths[i]))
         for i, (p, u) in enumerate(zip(old, leaves, strict=True))
     ]
     return treedef.unflatten(new)
 
 
-def _roundings(step: Any, paths: Any, ndims: Any) -> list[_storage.Rounding]:
+def _slots(step: Any, paths: Any, ndims: Any) -> list[_storage.Slot]:
     """How each bfloat16 parameter is rounded."""
     if step is None:
         raise ValueError(
@@ -85,15 +85,16 @@ def _roundings(step: Any, paths: Any, ndims: Any) -> list[_storage.Rounding]:
         )
     # A hash takes 32 bits.
     count = step if isinstance(step, jax.Array) else jnp.uint32(int(step) % 2**32)
-    _, (roundings,) = _storage.roundings(count, ["params"], paths, ndims)
-    return roundings
+    leaves = list(zip(paths, ndims, strict=True))
+    _, (slots,) = _storage.slots(count, ["params"], leaves, [[]])
+    return slots
 
 
-def _add(p: Any, u: Any, rounding: _storage.Rounding | None, path: str) -> Any:
+def _add(p: Any, u: Any, slot: _storage.Slot | None, path: str) -> Any:
     if u is None or p is None:
         return p
     _validate_trees.shape(f"updates{path}", u, p, like=f"params{path}")
-    if rounding is None:
+    if slot is None:
         return optax.apply_updates(p, u)
     total = (widen(p) + widen(u)).astype(jnp.float32)
-    return _storage.to_bfloat16(total, rounding.bits(total.shape))
+    return _storage.to_bfloat16(total, slot.random_bits(total.shape))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from rmsprop_jax import _storage, _trees, _validate_trees
+from rmsprop_jax import _trees, _validate_trees
 
 
 class Layout(NamedTuple):
@@ -15,7 +15,8 @@ class Layout(NamedTuple):
 
     Attributes:
       containers: The structure of the state of one parameter.
-      leaves: What stands in it: an average, of shape (1,), or a step counter, of shape ().
+      leaves: What stands in it: an average, of shape (1, 1), a vector with a number per leaf, of shape
+        (1,), or a step counter, of shape ().
     """
 
     containers: Any
@@ -24,8 +25,8 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, tx: optax.GradientTransformation) -> "Layout":
         """That of the states of ``tx``."""
-        one = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((1,), jnp.float32))
-        leaves, containers = jax.tree.flatten(one, is_leaf=_storage.is_one_byte)
+        one = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((1, 1), jnp.float32))
+        leaves, containers = jax.tree.flatten(one)
         return cls(containers, leaves)
 
     def fit(self, state: Any, gradients: list[Any], treedef: Any, params: Any) -> Any:
@@ -59,14 +60,15 @@ class Layout(NamedTuple):
             return treedef.unflatten(_ANYTHING if _is_free(g) else average for g in gradients)
 
         return self.containers.unflatten(
-            leaf if _is_step(leaf) else like_updates(leaf) for leaf in self.leaves
+            like_updates(leaf) if _is_average(leaf) else leaf for leaf in self.leaves
         )
 
 
 def _fits(part: Any, leaf: Any, gradients: list[Any], treedef: Any) -> bool:
     """Whether a part of a state is built as it should be, whatever containers the user has."""
-    if _is_step(leaf):
-        return jax.tree.structure(part) == _LEAF and _validate_trees.is_counter(part)
+    if not _is_average(leaf):
+        is_array = jax.tree.structure(part) == _LEAF
+        return is_array and (not _is_step(leaf) or _validate_trees.is_counter(part))
     averages = _trees.flatten_like(treedef, part)
     return averages is not None and all(
         _is_free(g) or jax.tree.structure(average) == jax.tree.structure(leaf)
@@ -96,7 +98,7 @@ def _rebuild(given: Any, expected: Any) -> Any:
     children, treedef = _one_level(expected)
     if treedef == _LEAF:
         # A missing average is spoken of where its gradient is at hand.
-        if expected is _ANYTHING or (given is None and not _is_step(expected)):
+        if expected is _ANYTHING or (given is None and _is_average(expected)):
             return given
         if jax.tree.structure(given) != _LEAF:
             raise _DiffersError("a container where an array should stand")
@@ -112,6 +114,10 @@ def _rebuild(given: Any, expected: Any) -> Any:
 
 def _is_step(leaf: Any) -> bool:
     return leaf is not _ANYTHING and leaf.shape == ()
+
+
+def _is_average(leaf: Any) -> bool:
+    return leaf is not _ANYTHING and leaf.shape == (1, 1)
 
 
 def _one_level(node: Any) -> tuple[dict[str, Any], Any]:

@@ -37,6 +37,14 @@ def abs_sq(g: jax.Array) -> jax.Array:
     return jnp.minimum(square, jnp.finfo(square.dtype).max / 4)
 
 
+def saturate(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """A float64 array that ``dtype`` can hold: an infinite average would never forget."""
+    if x.dtype != jnp.float64 or jnp.finfo(dtype).bits == 64:
+        return x
+    largest = float(jnp.finfo(dtype).max) / 4
+    return jnp.where(jnp.isinf(x), x, jnp.clip(x, -largest, largest))
+
+
 def difference(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a - b``, which saturates at the largest float instead of overflowing."""
     if jnp.iscomplexobj(a):
@@ -56,6 +64,21 @@ def divide(a: Any, b: Any) -> jax.Array:
 def sqrt(x: Any) -> jax.Array:
     """``sqrt(x)``, whose derivative at zero is zero instead of infinite."""
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
+
+
+@jax.jit
+def next_step(step: jax.Array) -> jax.Array:
+    """The step after this one, an int32; after 2**31 - 1 come negative ones, over and over.
+
+    What hashes it gets a new number for ever, where ``optax.safe_increment`` stands still.
+    """
+    return jnp.where(step == -1, jnp.iinfo(jnp.int32).min, step + 1)
+
+
+@jax.jit
+def steps_taken(step: jax.Array) -> jax.Array:
+    """How many steps `next_step` has counted; at least 2**31 - 1 if it is negative."""
+    return jnp.where(step < 0, jnp.iinfo(jnp.int32).max, step)
 
 
 @jax.jit

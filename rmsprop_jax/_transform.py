@@ -18,7 +18,9 @@ from rmsprop_jax import _numerics, _rmsprop, _storage, _validate
 from rmsprop_jax._numerics import Scalar
 from rmsprop_jax._states import (
     LowPrecisionTraceState,
+    ScaleByRmsQuantizedState,
     ScaleByRmsWithCountState,
+    ScaleByStddevQuantizedState,
     ScaleByStddevState,
 )
 from rmsprop_jax._trees import per_leaf
@@ -34,25 +36,35 @@ def rms(
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformation:
     """`scale_by_rms`, unchecked."""
-    counts = bias_correction or _storage.is_low_precision(accumulator_dtype)
+    low_precision = _storage.is_low_precision(accumulator_dtype)
+    quantized = _storage.is_scaled(accumulator_dtype)
+    counts = bias_correction or low_precision
 
     def init(params: Any) -> Any:
         nu = _averages(params, initial_scale, accumulator_dtype, nonnegative=True)
+        if quantized:
+            return ScaleByRmsQuantizedState(_zero(), nu)
         return ScaleByRmsWithCountState(_zero(), nu) if counts else optax.ScaleByRmsState(nu)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count: Any = optax.safe_increment(state.count) if counts else None
-        correction = _numerics.bias_correction(decay, count) if bias_correction else 1.0
+        count = _next(state.count, low_precision) if counts else None
+        correction = 1.0
+        if bias_correction:
+            correction = _numerics.bias_correction(decay, _numerics.steps_taken(count))
         updates, new = per_leaf(
             partial(_rms_step, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction),
             updates,
-            {"nu": state.nu},
+            {"nu": state.nu_quantized if quantized else state.nu},
             scalars=(decay, 1 - decay, eps, correction),
             accumulator_dtype=accumulator_dtype,
             count=count,
+            shrink=decay,
         )
-        return updates, state._replace(**new, **({"count": count} if counts else {}))
+        if not counts:
+            return updates, optax.ScaleByRmsState(**new)
+        kept_as = ScaleByRmsQuantizedState if quantized else ScaleByRmsWithCountState
+        return updates, kept_as(count, *new.values())
 
     return optax.GradientTransformation(init, update)
 
@@ -61,13 +73,13 @@ def rms(
 def _rms_step(
     scalars: jax.Array,
     g: jax.Array,
-    kept: Any,
-    rounding: _storage.Rounding | None,
+    kept: jax.Array,
+    slot: _storage.Slot | None,
     *,
     eps_in_sqrt: bool,
     bias_correction: bool,
 ) -> tuple[jax.Array, Any]:
-    v = _storage.load(kept)
+    v = _storage.load(kept, slot)
     g = g.astype(jnp.result_type(g, v))
     chex.assert_equal_shape([g, v])
     decay, weight, eps, correction = scalars[:4].astype(v.dtype)
@@ -80,7 +92,7 @@ def _rms_step(
         eps_in_sqrt=eps_in_sqrt,
         correction=correction if bias_correction else 1,
     )
-    return u, _storage.store(v, kept, rounding, shrink=decay)
+    return u, _storage.store(v, kept, slot)
 
 
 def stddev(
@@ -93,31 +105,35 @@ def stddev(
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformation:
     """`scale_by_stddev`, unchecked."""
-    counts = bias_correction or _storage.is_low_precision(accumulator_dtype)
+    low_precision = _storage.is_low_precision(accumulator_dtype)
+    quantized = _storage.is_scaled(accumulator_dtype)
+    state_of: Any = ScaleByStddevQuantizedState if quantized else ScaleByStddevState
 
-    def init(params: Any) -> ScaleByStddevState:
+    def init(params: Any) -> Any:
         # The corrected averages hold gradients only; `update` adds the start to them.
         start = 0.0 if bias_correction else initial_scale
         mu = _averages(params, 0.0, accumulator_dtype)
         var = _averages(params, start, accumulator_dtype, nonnegative=True)
-        return ScaleByStddevState(_zero() if counts else None, mu, var)
+        return state_of(_zero() if bias_correction or low_precision else None, mu, var)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, ScaleByStddevState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count: Any = optax.safe_increment(state.count) if counts else None
+        count = _next(state.count, low_precision)
         weight, start = 1 - decay, 0.0
         if bias_correction:
-            weight = _numerics.newest_weight(decay, count)
-            start = initial_scale * _numerics.corrected_start(decay, count)
+            taken = _numerics.steps_taken(count)
+            weight = _numerics.newest_weight(decay, taken)
+            start = initial_scale * _numerics.corrected_start(decay, taken)
         updates, new = per_leaf(
             partial(_stddev_step, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction),
             updates,
-            {"mu": state.mu, "var": state.var},
+            {"mu": state.mu, "var": state.var_quantized if quantized else state.var},
             scalars=(weight, eps, start),
             accumulator_dtype=accumulator_dtype,
             count=count,
+            shrink=1 - weight,
         )
-        return updates, ScaleByStddevState(count, **new)
+        return updates, state_of(count, *new.values())
 
     return optax.GradientTransformation(init, update)
 
@@ -126,15 +142,15 @@ def stddev(
 def _stddev_step(
     scalars: jax.Array,
     g: jax.Array,
-    kept_mean: Any,
-    kept_variance: Any,
-    rounding_mean: _storage.Rounding | None,
-    rounding_variance: _storage.Rounding | None,
+    kept_mean: jax.Array,
+    kept_variance: jax.Array,
+    mean_slot: _storage.Slot | None,
+    variance_slot: _storage.Slot | None,
     *,
     eps_in_sqrt: bool,
     bias_correction: bool,
 ) -> tuple[jax.Array, Any, Any]:
-    m, s = _storage.load(kept_mean), _storage.load(kept_variance)
+    m, s = _storage.load(kept_mean, mean_slot), _storage.load(kept_variance, variance_slot)
     g = g.astype(jnp.result_type(g, m))
     chex.assert_equal_shape([g, m, s])
     weight, eps, start = scalars[:3].astype(s.dtype)
@@ -147,23 +163,25 @@ def _stddev_step(
         eps_in_sqrt=eps_in_sqrt,
         start=start if bias_correction else 0,
     )
-    m = _storage.store(m, kept_mean, rounding_mean)
-    return u, m, _storage.store(s, kept_variance, rounding_variance, shrink=1 - weight)
+    m = _storage.store(m, kept_mean, mean_slot)
+    return u, m, _storage.store(s, kept_variance, variance_slot)
 
 
 def trace(
     *, momentum: Scalar, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformation:
     """``optax.trace``, unchecked, kept in at least float32 or rounded stochastically."""
-    counts = _storage.is_low_precision(accumulator_dtype)
+    low_precision = _storage.is_low_precision(accumulator_dtype)
 
     def init(params: Any) -> Any:
         buffer = _averages(params, 0.0, accumulator_dtype)
-        return LowPrecisionTraceState(_zero(), buffer) if counts else optax.TraceState(buffer)
+        if low_precision:
+            return LowPrecisionTraceState(_zero(), buffer)
+        return optax.TraceState(buffer)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count: Any = optax.safe_increment(state.step) if counts else None
+        count = _next(state.step, low_precision) if low_precision else None
         updates, new = per_leaf(
             partial(_trace_step, nesterov=nesterov),
             updates,
@@ -172,7 +190,9 @@ def trace(
             accumulator_dtype=accumulator_dtype,
             count=count,
         )
-        return updates, state._replace(**new, **({"step": count} if counts else {}))
+        if low_precision:
+            return updates, LowPrecisionTraceState(count, **new)
+        return updates, optax.TraceState(**new)
 
     return optax.GradientTransformation(init, update)
 
@@ -181,17 +201,17 @@ def trace(
 def _trace_step(
     scalars: jax.Array,
     x: jax.Array,
-    kept: Any,
-    rounding: _storage.Rounding | None,
+    kept: jax.Array,
+    slot: _storage.Slot | None,
     *,
     nesterov: bool,
 ) -> tuple[jax.Array, Any]:
-    b = _storage.load(kept)
+    b = _storage.load(kept, slot)
     x = x.astype(jnp.result_type(x, b))
     chex.assert_equal_shape([x, b])
     momentum = scalars[0].astype(jnp.finfo(b.dtype).dtype)
     step, b = _rmsprop.trace(x, b, momentum=momentum, nesterov=nesterov)
-    return step, _storage.store(b, kept, rounding)
+    return step, _storage.store(b, kept, slot)
 
 
 def decayed_weights(
@@ -227,9 +247,18 @@ def _averages(
     *,
     nonnegative: bool = False,
 ) -> Any:
-    """A tree of averages like the parameters."""
+    """The averages of all parameters at the start."""
+    if nonnegative and _storage.is_scaled(accumulator_dtype):
+        return _storage.init_quantized(params, start, accumulator_dtype)
     keep = partial(_storage.init, nonnegative=nonnegative)
     return jax.tree.map(lambda p: keep(p, start, accumulator_dtype), params)
+
+
+def _next(step: jax.Array | None, low_precision: bool) -> Any:
+    """The number of this step, of a state that counts."""
+    if step is None:
+        return None
+    return _numerics.next_step(step) if low_precision else optax.safe_increment(step)
 
 
 def _zero() -> jax.Array:

@@ -63,41 +63,62 @@ def per_leaf(
     scalars: Sequence[Scalar],
     accumulator_dtype: Any,
     count: jax.Array | None,
+    shrink: Scalar = 1.0,
 ) -> tuple[Any, dict[str, Any]]:
     """Calls ``step`` for each leaf that has a gradient.
 
     Args:
-      step: A jitted function (scalars, gradient, average, ..., rounding, ...) ->
+      step: A jitted function (scalars, gradient, average, ..., slot, ...) ->
         (update, average, ...); the scalars are a vector.
       updates: The gradients, each None or an array.
-      averages: Trees like ``updates`` by their names, in the order of the arguments of ``step``.
+      averages: Their averages by name, in the order of the arguments of ``step``: trees like
+        ``updates``, or `Quantized` ones.
       scalars: The hyperparameters of this step.
       accumulator_dtype: What the averages are kept in.
       count: The step; only low precision needs it.
+      shrink: By what an average is multiplied in this step before a gradient is added; only
+        quantized ones need it.
 
     Returns:
       The updates, and the new averages.
     """
     gradients, treedef = flatten(updates)
-    columns = [treedef.flatten_up_to(average) for average in averages.values()]
+    given = [i for i, g in enumerate(gradients) if g is not None]
+    columns = [treedef.flatten_up_to(_storage.arrays(x)) for x in averages.values()]
     for name, column in zip(averages, columns, strict=True):
         _check_averages(name, column, gradients, updates, accumulator_dtype)
-    roundings: list[Any] = [[None] * len(gradients)] * len(columns)
     traced = any(isinstance(g, Tracer) for g in gradients)
-    if count is not None and _storage.is_low_precision(accumulator_dtype):
-        ndims = [jnp.ndim(g) if g is not None else 0 for g in gradients]
-        shared, roundings = _storage.roundings(
-            count, list(averages), paths_of(updates), ndims, scalars, traced=traced
+    scales: list[Any] = [[]] * len(columns)
+    slots: list[Any] = [[None] * len(given)] * len(columns)
+    if count is not None and given and _storage.is_low_precision(accumulator_dtype):
+        paths = paths_of(updates)
+        scales = [
+            _storage.scales(average, column, given, shrink)
+            for average, column in zip(averages.values(), columns, strict=True)
+        ]
+        shared, slots = _storage.slots(
+            count,
+            list(averages),
+            [(paths[i], gradients[i].ndim) for i in given],
+            scales,
+            scalars,
+            traced=traced,
         )
     else:
         shared = _storage.share(scalars, traced=traced)
     rows = [
-        (g, *kept[: len(columns)]) if g is None else step(shared, g, *kept)
-        for g, *kept in zip(gradients, *columns, *roundings, strict=True)
+        step(shared, gradients[i], *(column[i] for column in columns), *of_leaf)
+        for i, *of_leaf in zip(given, *slots, strict=True)
     ]
-    new = list(zip(*rows, strict=True)) or [()] * (1 + len(columns))
-    updates, *new = (treedef.unflatten(column) for column in new)
-    return updates, dict(zip(averages, new, strict=True))
+    for i, (update, *_) in zip(given, rows, strict=True):
+        gradients[i] = update
+    new = {
+        name: _storage.replaced(
+            average, treedef, columns[k], given, [row[1 + k] for row in rows], scales[k]
+        )
+        for k, (name, average) in enumerate(averages.items())
+    }
+    return treedef.unflatten(gradients), new
 
 
 def _check_averages(
@@ -117,7 +138,7 @@ def _check_averages(
 def _dtype_of(kept: Any) -> Any:
     if kept is None:
         return None
-    return _storage.FLOAT8 if _storage.is_one_byte(kept) else jnp.result_type(kept)
+    return jnp.result_type(kept)
 
 
 @functools.cache

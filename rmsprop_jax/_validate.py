@@ -106,14 +106,14 @@ def momentum(*, momentum: Any, nesterov: Any) -> None:
 
 def accumulator_dtype(dtype: Any) -> None:
     """Raises unless averages can be kept in ``dtype``; None leaves it to the parameters."""
-    allowed = ["None", *(d.name for d in _storage.SUPPORTED_DTYPES)]
+    allowed = ["None", *(d.name for d in _storage.FORMATS)]
     if isinstance(dtype, np.ndarray | np.generic | jax.Array):
         raise TypeError(
             f"accumulator_dtype must be one of {allowed}, got an array: optax.inject_hyperparams "
             "calls a dtype as a schedule; give its name, or static_args='accumulator_dtype'"
         )
     try:
-        supported = dtype is None or jnp.dtype(dtype) in _storage.SUPPORTED_DTYPES
+        supported = dtype is None or jnp.dtype(dtype) in _storage.FORMATS
     except (TypeError, ValueError):
         supported = False
     if not supported:

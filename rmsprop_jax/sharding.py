@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
-from rmsprop_jax import _storage, _validate_trees
+from rmsprop_jax import _validate_trees
 from rmsprop_jax._storage import shard_map_specs
 
 __all__ = ["shard_map_specs", "shard_over", "state_shardings", "with_sharding_constraint"]
@@ -71,7 +71,7 @@ def state_shardings(
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
 
     def average_sharding(average: Any, param: Any, sharding: Any) -> Any:
-        # An 8-bit average also has a scale; a masked one has no leaves.
+        # A masked average has no leaves.
         return jax.tree.map(lambda x: sharding if x.shape == param.shape else replicated, average)
 
     return optax.tree_map_params(
@@ -81,7 +81,7 @@ def state_shardings(
         shapes,
         shardings,
         transform_non_params=lambda _: replicated,
-        is_leaf=lambda x: _storage.is_one_byte(x) or isinstance(x, optax.MaskedNode),
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )
 
 

@@ -6,35 +6,50 @@ rounded to nearest, a low-precision average stalls, as what a step adds is less 
 distance to the next number.
 """
 
-from rmsprop_jax._storage._accumulator import (
-    LOW_PRECISION_DTYPES,
-    SUPPORTED_DTYPES,
-    convert,
+from rmsprop_jax._storage._quantized import (
+    Quantized,
+    arrays,
+    dequantize,
+    init_quantized,
+    is_quantized,
+    quantize,
+    replaced,
+    scales,
+)
+from rmsprop_jax._storage._registry import (
+    FORMATS,
     init,
     is_low_precision,
+    is_scaled,
     kept_dtype,
     load,
+    low_precision_dtypes,
     store,
 )
-from rmsprop_jax._storage._float8 import FLOAT8, OneByteArray, is_one_byte
-from rmsprop_jax._storage._rounding import Rounding, roundings, share, to_bfloat16
+from rmsprop_jax._storage._rounding import to_bfloat16
 from rmsprop_jax._storage._shards import shard_map_specs
+from rmsprop_jax._storage._slots import Slot, share, slots
 
 __all__ = [
-    "FLOAT8",
-    "LOW_PRECISION_DTYPES",
-    "SUPPORTED_DTYPES",
-    "OneByteArray",
-    "Rounding",
-    "convert",
+    "FORMATS",
+    "Quantized",
+    "Slot",
+    "arrays",
+    "dequantize",
     "init",
+    "init_quantized",
     "is_low_precision",
-    "is_one_byte",
+    "is_quantized",
+    "is_scaled",
     "kept_dtype",
     "load",
-    "roundings",
+    "low_precision_dtypes",
+    "quantize",
+    "replaced",
     "shard_map_specs",
+    "scales",
     "share",
+    "slots",
     "store",
     "to_bfloat16",
 ]

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
+from jax import lax
 from jax.sharding import PartitionSpec
 from jax.tree_util import keystr, tree_leaves_with_path
 
@@ -70,20 +71,15 @@ def shard_map_specs(specs: Any) -> Iterator[None]:
 
 
 def mesh_axes(path: Any, ndim: int) -> tuple[tuple[str, ...], ...]:
-    """Per axis of a leaf, the axes of the mesh that shard it where only its shards are seen."""
-    by_path, manual = _specs.get(), jax.sharding.get_abstract_mesh().manual_axes
+    """Per axis of a leaf, the axes of the mesh that shard it, as `shard_map_specs` says."""
+    by_path = _specs.get()
     if by_path is None:
-        if manual:
-            raise ValueError(
-                f"inside jax.shard_map or jax.pmap a low-precision average (at {keystr(path)!r}) "
-                "needs to know how it is sharded: with sharding.shard_map_specs(specs), the specs "
-                "of gradients and averages; PartitionSpec() if they are replicated"
-            )
         return ((),) * ndim
     prefixes = (path[:length] for length in range(len(path), -1, -1))
     spec = next((by_path[prefix] for prefix in prefixes if prefix in by_path), None)
     if spec is None:
         raise ValueError(f"shard_map_specs has no PartitionSpec for the leaf {keystr(path)!r}")
+    manual = jax.sharding.get_abstract_mesh().manual_axes
     names = tuple((name,) if isinstance(name, str) else tuple(name or ()) for name in spec)
     if len(names) > ndim or not {name for axis in names for name in axis} <= set(manual):
         raise ValueError(
@@ -91,3 +87,10 @@ def mesh_axes(path: Any, ndim: int) -> tuple[tuple[str, ...], ...]:
             f"inside a shard_map over {manual}"
         )
     return names + ((),) * (ndim - len(names))
+
+
+def max_over(largest: jax.Array, axes: tuple[tuple[str, ...], ...]) -> jax.Array:
+    """The largest of all shards: those of ``axes``, and those that JAX knows of."""
+    varying = getattr(jax.typeof(largest), "vma", frozenset())
+    names = tuple(sorted({name for axis in axes for name in axis} | varying))
+    return lax.pmax(largest, names) if names else largest

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path, tree_map_with_path
 
-from rmsprop_jax import _storage, _validate
+from rmsprop_jax import _states, _validate
 from rmsprop_jax.interop._mapping import Leaf, check_fits, leaf_path, listed
 from rmsprop_jax.interop._records import Record, cast, checked_array, mean_square, variance
 
@@ -118,8 +118,9 @@ def check_state(
     """
 
     def leaves(tree: Any) -> set[str]:
-        found = tree_leaves_with_path(tree, is_leaf=_storage.is_one_byte)
-        return {keystr(keys) for keys, _ in found}
+        return {keystr(keys) for keys, _ in tree_leaves_with_path(tree)}
+
+    state = _states.dequantize(state)
 
     least, most = (leaves(jax.eval_shape(o.init, params)) for o in (without_step, with_step))
     missing, unexpected = least - leaves(state), leaves(state) - most
@@ -138,15 +139,15 @@ def options_that_count_steps(rate_name: str, state: Any) -> dict[str, Any]:
     These are a schedule, as the argument ``rate_name``, and low-precision averages if ``state``
     has any.
     """
-    leaves = jax.tree.leaves(state, is_leaf=_storage.is_one_byte)
-    low = any(_storage.is_one_byte(x) or x.dtype == jnp.bfloat16 for x in leaves)
+    leaves = jax.tree.leaves(state, is_leaf=_states.is_quantized)
+    low = any(_states.is_quantized(x) or x.dtype == jnp.bfloat16 for x in leaves)
     return {rate_name: lambda _: 0.0, "accumulator_dtype": jnp.bfloat16 if low else None}
 
 
 def read_state(state: Any) -> dict[str, dict[str, Any]]:
     """The arrays of a state: {field: {path of the parameter: array}}."""
     fields: dict[str, dict[str, Any]] = {field: {} for field in _FIELDS}
-    for keys, leaf in tree_leaves_with_path(state, is_leaf=_storage.is_one_byte):
+    for keys, leaf in tree_leaves_with_path(_states.dequantize(state)):
         field, path = _field_and_path(keys)
         is_step = field in _STEP_FIELDS
         x = np.array(leaf) if is_step else checked_array(f"state: {field} of {path}", leaf)
@@ -161,11 +162,11 @@ def fill_state(state: Any, fields: Mapping[str, Mapping[str, Any]], step: int | 
         field, path = _field_and_path(keys)
         if field in _STEP_FIELDS:
             return jnp.asarray(step or 0, like.dtype)
-        dtype = jnp.float32 if _storage.is_one_byte(like) else like.dtype
-        x = cast(f"{field} of {path}", real_or_imaginary(fields[field], path), dtype)
-        return _storage.convert(x, like)
+        x = real_or_imaginary(fields[field], path)
+        return jnp.asarray(cast(f"{field} of {path}", x, like.dtype))
 
-    return tree_map_with_path(array, state, is_leaf=_storage.is_one_byte)
+    wide = jax.eval_shape(_states.dequantize, state)
+    return _states.quantize(tree_map_with_path(array, wide), state)
 
 
 def real_or_imaginary(arrays: Mapping[str, Any], path: str) -> np.ndarray:

@@ -1,0 +1,134 @@
+"""The averages of a tree in a `Scaled` format: codes, and what all leaves have in vectors."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+from rmsprop_jax._storage._registry import format_of
+
+
+class Quantized(NamedTuple):
+    """Averages as codes, with one scale per leaf. `second_moment` gives their values.
+
+    Attributes:
+      amax: The largest element of each leaf before it was rounded, a float32 vector in the order
+        of ``jax.tree.leaves(codes)``. The next scales are chosen by it.
+      codes: The averages in codes, arrays shaped as the parameters.
+      scale: What a code of one stands for in each leaf, a float32 vector; negative while a leaf's
+        size is unknown.
+    """
+
+    amax: Any
+    codes: Any
+    scale: Any
+
+
+def is_quantized(x: Any) -> bool:
+    """Whether ``x`` is a `Quantized`."""
+    return isinstance(x, Quantized)
+
+
+def init_quantized(params: Any, fill_value: ArrayLike, dtype: DTypeLike) -> Quantized:
+    """The averages at the start."""
+    kept_as = format_of(dtype)
+    codes = jax.tree.map(lambda p: kept_as.init(p, fill_value), params)
+    amax = jnp.full(len(jax.tree.leaves(codes)), fill_value, jnp.float32)
+    return Quantized(amax, codes, kept_as.scale_of(amax))
+
+
+def quantize(averages: Any, dtype: DTypeLike) -> Quantized:
+    """Averages from elsewhere, rounded to nearest."""
+    kept_as = format_of(dtype)
+    leaves, treedef = jax.tree.flatten(averages)
+    leaves = [jnp.asarray(x, jnp.float32) for x in leaves]
+    amax = jnp.array([jnp.max(x, initial=0) for x in leaves], jnp.float32)
+    scale = kept_as.scale_of(amax)
+    codes = [kept_as.encode_nearest(x, scale[i]) for i, x in enumerate(leaves)]
+    return Quantized(amax, treedef.unflatten(codes), scale)
+
+
+def dequantize(averages: Quantized) -> Any:
+    """The values in float32."""
+    leaves, treedef = jax.tree.flatten(averages.codes)
+
+    def value(codes: jax.Array, scale: jax.Array) -> jax.Array:
+        # Models that were stacked, as by vmap, have a scale each.
+        scale = jnp.expand_dims(scale, range(scale.ndim, codes.ndim))
+        return format_of(codes.dtype).decode(codes, scale)
+
+    return treedef.unflatten(
+        value(codes, averages.scale[..., i]) for i, codes in enumerate(leaves)
+    )
+
+
+def arrays(averages: Any) -> Any:
+    """The arrays that are shaped as the parameters."""
+    return averages.codes if is_quantized(averages) else averages
+
+
+def scales(
+    averages: Any, column: Sequence[Any], given: Sequence[int], shrink: ArrayLike
+) -> list[jax.Array]:
+    """The scales of the leaves that have a gradient, and the next ones; without scales, nothing.
+
+    Args:
+      averages: Those of all leaves.
+      column: Their `arrays`, one for each gradient.
+      given: Which gradients are not None.
+      shrink: By what averages are multiplied in this step, before a gradient is added.
+    """
+    if not is_quantized(averages) or not given:
+        return []
+    at = _positions(averages, column)[list(given)]
+    amax, scale = (_take(vector, at) for vector in (averages.amax, averages.scale))
+    return [scale, format_of(column[given[0]].dtype).next_scale(amax, scale, shrink)]
+
+
+def replaced(
+    averages: Any,
+    treedef: Any,
+    column: Sequence[Any],
+    given: Sequence[int],
+    stored: Sequence[Any],
+    scales: Sequence[jax.Array],
+) -> Any:
+    """The averages, with what `store` returned for the leaves that have a gradient.
+
+    The other arguments are those of the call of `scales`, and what it returned.
+    """
+    new = dict(zip(given, stored, strict=True))
+    if not is_quantized(averages):
+        return treedef.unflatten(new.get(i, kept) for i, kept in enumerate(column))
+    if not given:
+        return averages
+    codes = treedef.unflatten(new[i][0] if i in new else kept for i, kept in enumerate(column))
+    at = _positions(averages, column)[list(given)]
+    newest = jnp.stack([amax for _, amax in stored])
+    amax = format_of(column[given[0]].dtype).next_amax(_take(averages.amax, at), newest)
+    return Quantized(_put(averages.amax, at, amax), codes, _put(averages.scale, at, scales[1]))
+
+
+def _positions(averages: Quantized, column: Sequence[Any]) -> np.ndarray:
+    """Where in the vectors each of ``column`` stands."""
+    # A gradient of None may stand for a whole tree of averages.
+    sizes = [len(jax.tree.leaves(codes)) for codes in column]
+    for name in ("amax", "scale"):
+        shape = jnp.shape(getattr(averages, name))
+        if shape != (sum(sizes),):
+            raise ValueError(
+                f"state: {name} must have one number for each of {sum(sizes)} leaves, got the "
+                f"shape {shape}; give the state of this optimizer for these params"
+            )
+    return np.cumsum([0, *sizes])[:-1]
+
+
+def _take(vector: jax.Array, at: np.ndarray) -> jax.Array:
+    return vector if len(at) == len(vector) else vector[at]
+
+
+def _put(vector: jax.Array, at: np.ndarray, new: jax.Array) -> jax.Array:
+    return new if len(at) == len(vector) else vector.at[at].set(new)
