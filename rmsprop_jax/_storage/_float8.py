@@ -25,6 +25,7 @@ class Float8(Scaled):
 
     dtype = jnp.dtype("float8_e5m2")
     log2_of_amax = 12
+    zero = _SMALLEST
 
     def encode(self, x: jax.Array, scale: jax.Array, random_bits: jax.Array) -> jax.Array:
         shift, largest = self._coding(scale)

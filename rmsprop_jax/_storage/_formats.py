@@ -76,6 +76,8 @@ class Scaled:
     ``log2_of_amax``
         Where amax goes: its code is between half of and twice two to this power. Above is room
         for averages that grow, below for small elements.
+    ``zero``
+        The code of zero.
     ``encode(x, scale, random_bits)``
         The codes of ``x``; what is too large is cut. A negative scale is `UNKNOWN`.
     ``decode(codes, scale)``
@@ -85,6 +87,7 @@ class Scaled:
     rounded = True
     dtype: jnp.dtype
     log2_of_amax: int
+    zero: float
 
     def encode(self, x: jax.Array, scale: jax.Array, random_bits: jax.Array) -> jax.Array:
         raise NotImplementedError

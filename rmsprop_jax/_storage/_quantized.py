@@ -54,6 +54,7 @@ def quantize(averages: Any, dtype: DTypeLike) -> Quantized:
 def dequantize(averages: Quantized) -> Any:
     """The values in float32."""
     leaves, treedef = jax.tree.flatten(averages.codes)
+    (all_scales,) = jax.tree.leaves(averages.scale)  # Flax NNX puts it into a Variable
 
     def value(codes: jax.Array, scale: jax.Array) -> jax.Array:
         # Models that were stacked, as by vmap, have a scale each.
@@ -61,7 +62,17 @@ def dequantize(averages: Quantized) -> Any:
         return format_of(codes.dtype).decode(codes, scale)
 
     return treedef.unflatten(
-        value(codes, averages.scale[..., i]) for i, codes in enumerate(leaves)
+        value(codes, all_scales[..., i]) for i, codes in enumerate(leaves)
+    )
+
+
+def largest_codes(averages: Quantized) -> Any:
+    """What an element that is cut has as its code, of each leaf."""
+    leaves, treedef = jax.tree.flatten(averages.codes)
+    (scale,) = jax.tree.leaves(averages.scale)
+    return treedef.unflatten(
+        format_of(codes.dtype).encode_nearest(jnp.float32(jnp.inf), scale[..., i])
+        for i, codes in enumerate(leaves)
     )
 
 

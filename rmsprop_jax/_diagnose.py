@@ -1,0 +1,336 @@
+"""A look inside an optimizer's state: the averages of squares, and what they say of training."""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import DictKey, keystr, tree_leaves_with_path
+from jax.typing import ArrayLike
+
+from rmsprop_jax import _states, _storage, _validate, _validate_trees
+from rmsprop_jax._numerics import divide, widen
+
+# Percentiles are of about so many elements of a leaf, evenly spaced.
+_SAMPLE = 2**16
+
+
+class Diagnosis(NamedTuple):
+    """What `diagnose` says of one leaf, float32 scalars; None where it was not told enough.
+
+    Attributes:
+      gradient_rms: Root mean square of the gradients, as v remembers them.
+      root_v_5: 5th percentile of sqrt(v). Learning rate over it is the size of the longest steps.
+      root_v_50: Median of sqrt(v).
+      root_v_95: 95th percentile of sqrt(v).
+      eps_share: Share of elements where eps is the larger part of the denominator.
+      update_rms: Root mean square of the update.
+      update_over_param: The same over that of the parameter.
+      lost_share: Share of the elements of a bfloat16 parameter whose update is lost when the sum is
+        rounded to nearest, as it is under half a spacing.
+      zero_share: Of averages in codes, the share that is zero: too small for the leaf's scale.
+      top_share: Of averages in codes, the share that is cut: too large for it.
+      nonfinite: Elements where v, parameter or update is NaN or infinite.
+    """
+
+    gradient_rms: Any
+    root_v_5: Any
+    root_v_50: Any
+    root_v_95: Any
+    eps_share: Any
+    update_rms: Any
+    update_over_param: Any
+    lost_share: Any
+    zero_share: Any
+    top_share: Any
+    nonfinite: Any
+
+
+class Diagnoses(dict[str, Diagnosis]):
+    """A `Diagnosis` by the path of each leaf. Printed, it is a table."""
+
+    def as_scalars(self) -> dict[str, float]:
+        """The numbers by name, such as ``"dense/kernel/gradient_rms"``, for a logger."""
+        return {
+            f"{path}/{name}".strip("/"): float(value)
+            for path, diagnosis in jax.device_get(dict(self)).items()
+            for name, value in diagnosis._asdict().items()
+            if value is not None
+        }
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(dict(self))
+        if any(isinstance(x, jax.core.Tracer) for x in leaves):
+            return f"Diagnoses({dict(self)})"
+        rows = [_shown(path, x) for path, x in jax.device_get(dict(self)).items()]
+        table = [("leaf", *_COLUMNS), *rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in table
+        )
+
+
+# The columns of the table: the fields of `Diagnosis`, in few letters.
+_COLUMNS = (
+    "rms(g)",
+    "sqrt(v) 5%",
+    "50%",
+    "95%",
+    "eps",
+    "rms(u)",
+    "/rms(w)",
+    "lost",
+    "zero",
+    "top",
+    "not finite",
+)
+
+
+def _shown(path: str, diagnosis: Diagnosis) -> tuple[str, ...]:
+    """A row of the table."""
+
+    def cell(name: str, value: Any) -> str:
+        if value is None:
+            return "-"
+        if name.endswith("_share"):
+            return f"{float(value):.0%}"
+        return f"{int(value)}" if name == "nonfinite" else f"{float(value):.2g}"
+
+    return (path or "(root)", *(cell(*item) for item in diagnosis._asdict().items()))
+
+
+jax.tree_util.register_pytree_with_keys(
+    Diagnoses,
+    lambda x: (tuple((DictKey(path), leaf) for path, leaf in x.items()), tuple(x)),
+    lambda paths, leaves: Diagnoses(zip(paths, leaves, strict=True)),
+)
+
+
+def second_moment(state: Any) -> Any:
+    r"""The moving averages of the squares in an optimizer's state, in at least float32.
+
+    v, or of a centred optimizer the variance :math:`v - |m|^2`, as the state keeps them: bias
+    correction, where there is any, has not been applied to v.
+
+    Args:
+      state: The state of any optimizer of this package, dialects included, or of
+        ``optax.rmsprop`` if it is not centred; in any ``accumulator_dtype``, inside
+        ``optax.chain``, ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, ``masked`` or
+        ``partition``. An ``nnx.Optimizer`` or a ``TrainState`` will do, too. May be traced, and
+        sharded.
+
+    Returns:
+      A tree like the parameters; None at leaves that another optimizer trains.
+
+    Raises:
+      ValueError: If there is no such average in ``state``, or more than one for a parameter.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import rmsprop, second_moment
+      >>> params = {"w": jnp.array([3.0, 4.0])}
+      >>> optimizer = rmsprop(0.1, accumulator_dtype="float8_e5m2")
+      >>> _, state = optimizer.update(params, optimizer.init(params), params)
+      >>> print({path: v.dtype for path, v in second_moment(state).items()})
+      {'w': dtype('float32')}
+    """
+    return functools.reduce(_merge, (_values(found) for found in _averages(state)))
+
+
+def diagnose(
+    state: Any,
+    params: Any,
+    updates: Any = None,
+    *,
+    eps: ArrayLike = 1e-8,
+    eps_in_sqrt: bool = True,
+) -> Diagnoses:
+    r"""What a state says of training, leaf by leaf: print it, or log it.
+
+    It costs one read of the state, the parameters and the updates. Percentiles are of about
+    65,000 evenly spaced elements of each leaf.
+
+    Args:
+      state: As in `second_moment`.
+      params: The parameters, or an ``nnx.State`` of them.
+      updates: What the optimizer returned, if you want to see how far it goes.
+      eps: :math:`\epsilon` of the optimizer, which its state does not hold.
+      eps_in_sqrt: Whether it stands inside the root.
+
+    Returns:
+      A dictionary of `Diagnosis` by the path of each leaf, such as ``"dense/kernel"``. ``print``
+      shows a table, ``as_scalars()`` gives a flat dictionary for a logger. A pytree: `diagnose`
+      may be part of a compiled step. Leaves that another optimizer trains, and empty ones, are
+      left out.
+
+    Raises:
+      ValueError: If ``state`` has no average of squares, or ``params`` or ``updates`` are not of
+        its structure and shapes.
+
+    Example:
+      Gradients of 1e-6 are far below the default eps, which acts as 1e-4 outside the root: all
+      steps are a hundredth of what they should be.
+
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import diagnose, rmsprop
+      >>> params = {"dense": {"kernel": jnp.ones((2, 3))}}
+      >>> gradients = {"dense": {"kernel": jnp.full((2, 3), 1e-6)}}
+      >>> optimizer = rmsprop(0.1)
+      >>> updates, state = optimizer.update(gradients, optimizer.init(params), params)
+      >>> diagnoses = diagnose(state, params, updates)
+      >>> print(f"{diagnoses['dense/kernel'].eps_share:.0%}")
+      100%
+    """
+    _validate.nonnegative(eps=eps)
+    _validate.flag(eps_in_sqrt=eps_in_sqrt)
+    found = Diagnoses()
+    params, updates = _by_path(params), _by_path(updates)
+    for averages in _averages(state):
+        codes = _by_path(averages.codes) if _storage.is_quantized(averages) else {}
+        top = _by_path(_storage.largest_codes(averages)) if codes else {}
+        for path, v in _by_path(_values(averages)).items():
+            if v.size:
+                param, update = (
+                    _at(path, x, v, name) for x, name in ((params, "params"), (updates, "updates"))
+                )
+                found[path] = Diagnosis(
+                    **_of_average(v, eps, eps_in_sqrt),
+                    **_of_update(param, update),
+                    **_of_codes(codes.get(path), top.get(path)),
+                    nonfinite=sum(
+                        jnp.sum(~jnp.isfinite(x)) for x in (v, param, update) if x is not None
+                    ),
+                )
+    return found
+
+
+def _averages(state: Any) -> list[Any]:
+    """The averages of squares in a state, each a tree of arrays or a `Quantized`."""
+    state = getattr(state, "opt_state", state)
+    nodes = list(_nodes(state))
+    found = [getattr(node, _KEPT_AS[type(node)]) for node in nodes if type(node) in _KEPT_AS]
+    if not found:
+        names = {type(node).__name__ for node in nodes if hasattr(node, "_fields")}
+        raise ValueError(
+            "state must be that of an RMSprop of this package, or of optax.rmsprop not centred; "
+            f"found {', '.join(sorted(names)) or type(state).__name__}"
+        )
+    return found
+
+
+# The states that have averages of squares, and the field where.
+_KEPT_AS: dict[Any, str] = {
+    optax.ScaleByRmsState: "nu",
+    _states.ScaleByRmsWithCountState: "nu",
+    _states.ScaleByRmsQuantizedState: "nu_quantized",
+    _states.ScaleByStddevState: "var",
+    _states.ScaleByStddevQuantizedState: "var_quantized",
+}
+
+
+def _nodes(tree: Any) -> Iterator[Any]:
+    """The nodes of a tree, from the top to states that have averages of squares."""
+    yield tree
+    if type(tree) not in _KEPT_AS:
+        for child in jax.tree.leaves(tree, is_leaf=lambda x: x is not tree):
+            if child is not tree:
+                yield from _nodes(child)
+
+
+def _values(averages: Any) -> Any:
+    """Averages in at least float32, and None where another optimizer trains."""
+    values = _storage.dequantize(averages) if _storage.is_quantized(averages) else averages
+    return jax.tree.map(lambda x: None if _is_masked(x) else widen(x), values, is_leaf=_is_masked)
+
+
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
+def _merge(a: Any, b: Any) -> Any:
+    """Two trees, of which one has None where the other has something."""
+    if a is None or b is None:
+        return b if a is None else a
+    if jax.tree_util.all_leaves([a]) or jax.tree_util.all_leaves([b]):
+        raise ValueError("state has two averages of squares for one parameter; give one of them")
+    left, treedef = jax.tree.flatten(a, is_leaf=lambda x: x is not a)
+    right = treedef.flatten_up_to(b)
+    return treedef.unflatten(map(_merge, left, right))
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their path, such as ``"dense/kernel"``."""
+    return {
+        keystr(path, simple=True, separator="/").removesuffix("/value"): leaf
+        for path, leaf in tree_leaves_with_path(tree)
+    }
+
+
+def _at(path: str, leaves: dict[str, Any], v: jax.Array, name: str) -> Any:
+    """The leaf that belongs to an average; None if none were given."""
+    if not leaves:
+        return None
+    if path not in leaves:
+        # `dialects.pytorch` has two averages for a complex parameter.
+        parent, _, part = path.rpartition("/")
+        if part in ("real", "imaginary") and jnp.iscomplexobj(leaves.get(parent)):
+            return {"real": jnp.real, "imaginary": jnp.imag}[part](leaves[parent])
+        raise ValueError(
+            f"{name} must have a leaf at {path!r}, where the state has an average; its leaves are "
+            f"{_validate_trees.few(list(leaves))}"
+        )
+    _validate_trees.shape(f"{name} at {path!r}", leaves[path], v, like="the state")
+    return jnp.asarray(leaves[path])
+
+
+def _of_average(v: jax.Array, eps: ArrayLike, eps_in_sqrt: bool) -> dict[str, jax.Array]:
+    root = jnp.sqrt(v)
+    low, median, high = jnp.quantile(_sample(root), jnp.array([0.05, 0.5, 0.95]))
+    return {
+        "gradient_rms": jnp.sqrt(jnp.mean(v)),
+        "root_v_5": low,
+        "root_v_50": median,
+        "root_v_95": high,
+        "eps_share": jnp.mean(eps > (v if eps_in_sqrt else root)),
+    }
+
+
+def _sample(x: jax.Array) -> jax.Array:
+    """About `_SAMPLE` elements, evenly spaced and not all of one column."""
+    stride = -(-x.size // _SAMPLE)
+    while math.gcd(stride, x.size) > 1:
+        stride += 1
+    return x.ravel()[::stride]
+
+
+def _of_update(param: Any, update: Any) -> dict[str, Any]:
+    if update is None:
+        return {"update_rms": None, "update_over_param": None, "lost_share": None}
+    rms = _rms(update)
+    lost = None
+    if param is not None and param.dtype == jnp.bfloat16:
+        moved = (widen(param) + widen(update)).astype(param.dtype) != param
+        lost = jnp.mean((update != 0) & ~moved)
+    return {
+        "update_rms": rms,
+        "update_over_param": None if param is None else divide(rms, _rms(param)),
+        "lost_share": lost,
+    }
+
+
+def _rms(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.mean(abs(widen(x)) ** 2))
+
+
+def _of_codes(codes: Any, top: Any) -> dict[str, Any]:
+    if codes is None:
+        return {"zero_share": None, "top_share": None}
+    zero = _storage.FORMATS[codes.dtype].zero
+    return {"zero_share": jnp.mean(codes == zero), "top_share": jnp.mean(codes == top)}
