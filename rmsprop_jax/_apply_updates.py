@@ -65,36 +65,37 @@ def apply_updates(params: Any, updates: Any, step: ArrayLike | None = None) -> A
         for i, (p, u) in enumerate(zip(old, leaves, strict=True))
         if u is not None and jnp.result_type(p) == jnp.bfloat16
     ]
-    slots = dict.fromkeys(range(len(leaves)))
+    shared: Any = None
+    slots: dict[int, Any] = dict.fromkeys(range(len(leaves)))
     if rounded:
-        keys = [(paths[i], jnp.ndim(leaves[i])) for i in rounded]
-        slots |= zip(rounded, _slots(step, *zip(*keys, strict=True)), strict=True)
+        found = [(paths[i], jnp.ndim(leaves[i])) for i in rounded]
+        shared, of_rounded = _slots(step, found)
+        slots |= zip(rounded, of_rounded, strict=True)
     new = [
-        _add(p, u, slots[i], keystr(paths[i]))
+        _add(p, u, slots[i], shared, keystr(paths[i]))
         for i, (p, u) in enumerate(zip(old, leaves, strict=True))
     ]
     return treedef.unflatten(new)
 
 
-def _slots(step: Any, paths: Any, ndims: Any) -> list[_storage.Slot]:
-    """How each bfloat16 parameter is rounded."""
+def _slots(step: Any, leaves: list[tuple[Any, int]]) -> tuple[jax.Array, list[_storage.Slot]]:
+    """The random keys of the bfloat16 parameters, and where each one finds its own."""
     if step is None:
         raise ValueError(
-            f"params{keystr(paths[0])} is bfloat16, which needs the step: call "
+            f"params{keystr(leaves[0][0])} is bfloat16, which needs the step: call "
             "apply_updates(params, updates, step); to round to nearest, optax.apply_updates"
         )
     # A hash takes 32 bits.
     count = step if isinstance(step, jax.Array) else jnp.uint32(int(step) % 2**32)
-    leaves = list(zip(paths, ndims, strict=True))
-    _, (slots,) = _storage.slots(count, ["params"], leaves, [[]])
-    return slots
+    shared, (slots,) = _storage.slots(count, ["params"], leaves, [[]])
+    return shared, slots
 
 
-def _add(p: Any, u: Any, slot: _storage.Slot | None, path: str) -> Any:
+def _add(p: Any, u: Any, slot: _storage.Slot | None, shared: Any, path: str) -> Any:
     if u is None or p is None:
         return p
     _validate_trees.shape(f"updates{path}", u, p, like=f"params{path}")
     if slot is None:
         return optax.apply_updates(p, u)
     total = (widen(p) + widen(u)).astype(jnp.float32)
-    return _storage.to_bfloat16(total, slot.random_bits(total.shape))
+    return _storage.to_bfloat16(total, slot.random_bits(shared, total.shape))

@@ -71,7 +71,7 @@ def rms(
 
 @partial(jax.jit, static_argnames=("eps_in_sqrt", "bias_correction"))
 def _rms_step(
-    scalars: jax.Array,
+    shared: jax.Array,
     g: jax.Array,
     kept: jax.Array,
     slot: _storage.Slot | None,
@@ -79,10 +79,10 @@ def _rms_step(
     eps_in_sqrt: bool,
     bias_correction: bool,
 ) -> tuple[jax.Array, Any]:
-    v = _storage.load(kept, slot)
+    v = _storage.load(kept, slot, shared)
     g = g.astype(jnp.result_type(g, v))
     chex.assert_equal_shape([g, v])
-    decay, weight, eps, correction = scalars[:4].astype(v.dtype)
+    decay, weight, eps, correction = shared[:4].astype(v.dtype)
     u, v = _rmsprop.rms(
         g,
         v,
@@ -92,7 +92,7 @@ def _rms_step(
         eps_in_sqrt=eps_in_sqrt,
         correction=correction if bias_correction else 1,
     )
-    return u, _storage.store(v, kept, slot)
+    return u, _storage.store(v, kept, slot, shared)
 
 
 def stddev(
@@ -140,7 +140,7 @@ def stddev(
 
 @partial(jax.jit, static_argnames=("eps_in_sqrt", "bias_correction"))
 def _stddev_step(
-    scalars: jax.Array,
+    shared: jax.Array,
     g: jax.Array,
     kept_mean: jax.Array,
     kept_variance: jax.Array,
@@ -150,10 +150,10 @@ def _stddev_step(
     eps_in_sqrt: bool,
     bias_correction: bool,
 ) -> tuple[jax.Array, Any, Any]:
-    m, s = _storage.load(kept_mean, mean_slot), _storage.load(kept_variance, variance_slot)
+    m, s = _storage.load(kept_mean, mean_slot, shared), _storage.load(kept_variance, variance_slot, shared)
     g = g.astype(jnp.result_type(g, m))
     chex.assert_equal_shape([g, m, s])
-    weight, eps, start = scalars[:3].astype(s.dtype)
+    weight, eps, start = shared[:3].astype(s.dtype)
     u, m, s = _rmsprop.stddev(
         g,
         m,
@@ -163,8 +163,8 @@ def _stddev_step(
         eps_in_sqrt=eps_in_sqrt,
         start=start if bias_correction else 0,
     )
-    m = _storage.store(m, kept_mean, mean_slot)
-    return u, m, _storage.store(s, kept_variance, variance_slot)
+    m = _storage.store(m, kept_mean, mean_slot, shared)
+    return u, m, _storage.store(s, kept_variance, variance_slot, shared)
 
 
 def trace(
@@ -199,19 +199,19 @@ def trace(
 
 @partial(jax.jit, static_argnames="nesterov")
 def _trace_step(
-    scalars: jax.Array,
+    shared: jax.Array,
     x: jax.Array,
     kept: jax.Array,
     slot: _storage.Slot | None,
     *,
     nesterov: bool,
 ) -> tuple[jax.Array, Any]:
-    b = _storage.load(kept, slot)
+    b = _storage.load(kept, slot, shared)
     x = x.astype(jnp.result_type(x, b))
     chex.assert_equal_shape([x, b])
-    momentum = scalars[0].astype(jnp.finfo(b.dtype).dtype)
+    momentum = shared[0].astype(jnp.finfo(b.dtype).dtype)
     step, b = _rmsprop.trace(x, b, momentum=momentum, nesterov=nesterov)
-    return step, _storage.store(b, kept, slot)
+    return step, _storage.store(b, kept, slot, shared)
 
 
 def decayed_weights(

@@ -68,8 +68,8 @@ def per_leaf(
     """Calls ``step`` for each leaf that has a gradient.
 
     Args:
-      step: A jitted function (scalars, gradient, average, ..., slot, ...) ->
-        (update, average, ...); the scalars are a vector.
+      step: A jitted function (shared, gradient, average, ..., slot, ...) -> (update, average, ...);
+        ``shared`` is a vector that begins with the scalars.
       updates: The gradients, each None or an array.
       averages: Their averages by name, in the order of the arguments of ``step``: trees like
         ``updates``, or `Quantized` ones.
@@ -88,33 +88,31 @@ def per_leaf(
     for name, column in zip(averages, columns, strict=True):
         _check_averages(name, column, gradients, updates, accumulator_dtype)
     traced = any(isinstance(g, Tracer) for g in gradients)
-    scales: list[Any] = [[]] * len(columns)
+    next_scales: list[Any] = [None] * len(columns)
     slots: list[Any] = [[None] * len(given)] * len(columns)
     if count is not None and given and _storage.is_low_precision(accumulator_dtype):
         paths = paths_of(updates)
-        scales = [
-            _storage.scales(average, column, given, shrink)
-            for average, column in zip(averages.values(), columns, strict=True)
-        ]
-        shared, slots = _storage.slots(
-            count,
-            list(averages),
-            [(paths[i], gradients[i].ndim) for i in given],
-            scales,
-            scalars,
-            traced=traced,
+        next_scales, codings = zip(
+            *(
+                _storage.next_scales(average, column, given, shrink)
+                for average, column in zip(averages.values(), columns, strict=True)
+            ),
+            strict=True,
         )
+        leaves = [(paths[i], gradients[i].ndim) for i in given]
+        merge = traced and not any(codings)
+        shared, slots = _storage.slots(count, list(averages), leaves, codings, scalars, merge=merge)
     else:
-        shared = _storage.share(scalars, traced=traced)
-    rows = [
-        step(shared, gradients[i], *(column[i] for column in columns), *of_leaf)
-        for i, *of_leaf in zip(given, *slots, strict=True)
-    ]
-    for i, (update, *_) in zip(given, rows, strict=True):
-        gradients[i] = update
+        shared = _storage.share(scalars, merge=traced)
+    rows = []
+    for i, *of_leaf in zip(given, *slots, strict=True):
+        rows.append(step(shared, gradients[i], *(column[i] for column in columns), *of_leaf))
+        gradients[i] = rows[-1][0]
+        if traced and isinstance(rows[-1][-1], tuple):
+            shared = _storage.one_by_one(shared, rows[-1][-1][-1])
     new = {
         name: _storage.replaced(
-            average, treedef, columns[k], given, [row[1 + k] for row in rows], scales[k]
+            average, treedef, columns[k], given, [row[1 + k] for row in rows], next_scales[k]
         )
         for k, (name, average) in enumerate(averages.items())
     }

@@ -15,7 +15,7 @@ from rmsprop_jax._storage._quantized import (
     largest_codes,
     quantize,
     replaced,
-    scales,
+    next_scales,
 )
 from rmsprop_jax._storage._registry import (
     FORMATS,
@@ -29,7 +29,7 @@ from rmsprop_jax._storage._registry import (
 )
 from rmsprop_jax._storage._rounding import to_bfloat16
 from rmsprop_jax._storage._shards import shard_map_specs
-from rmsprop_jax._storage._slots import Slot, share, slots
+from rmsprop_jax._storage._slots import Slot, one_by_one, share, slots
 
 __all__ = [
     "FORMATS",
@@ -46,10 +46,11 @@ __all__ = [
     "largest_codes",
     "load",
     "low_precision_dtypes",
+    "one_by_one",
     "quantize",
     "replaced",
     "shard_map_specs",
-    "scales",
+    "next_scales",
     "share",
     "slots",
     "store",

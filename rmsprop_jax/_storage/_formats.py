@@ -4,18 +4,22 @@ A format turns the average of one leaf into a plain array of the leaf's shape, a
 
 ``init(param, fill_value)``
     The array at the start.
-``load(kept, slot)``
+``load(kept, slot, shared)``
     The average in at least float32.
-``store(average, kept, slot)``
+``store(average, kept, slot, shared)``
     The new average as ``kept`` is kept. A `Scaled` format returns its amax, too.
 
-``slot`` is what the leaf reads of this step, random bits and scales: see `_slots`.
+``slot`` says where in the vector ``shared`` a leaf finds its random key and its scales: see
+`_slots`.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -42,12 +46,14 @@ class Plain:
     def init(self, param: Any, fill_value: ArrayLike) -> jax.Array:
         return jnp.full_like(param, fill_value, dtype=self.dtype)
 
-    def load(self, kept: jax.Array, slot: Any) -> jax.Array:
-        del slot
+    def load(self, kept: jax.Array, slot: Any, shared: jax.Array) -> jax.Array:
+        del slot, shared
         return widen(kept)
 
-    def store(self, average: jax.Array, kept: jax.Array, slot: Any) -> jax.Array:
-        del kept, slot
+    def store(
+        self, average: jax.Array, kept: jax.Array, slot: Any, shared: jax.Array
+    ) -> jax.Array:
+        del kept, slot, shared
         return saturate(average, self.dtype).astype(self.dtype)
 
 
@@ -59,8 +65,11 @@ class Bfloat16(Plain):
     def __init__(self) -> None:
         super().__init__(jnp.bfloat16)
 
-    def store(self, average: jax.Array, kept: jax.Array, slot: Any) -> jax.Array:
-        return _rounding.to_bfloat16(_as_constant(average), slot.random_bits(kept.shape))
+    def store(
+        self, average: jax.Array, kept: jax.Array, slot: Any, shared: jax.Array
+    ) -> jax.Array:
+        random_bits = slot.random_bits(shared, kept.shape)
+        return _rounding.to_bfloat16(_as_constant(average), random_bits)
 
 
 class Scaled:
@@ -74,13 +83,16 @@ class Scaled:
     ``dtype``
         That of the codes.
     ``log2_of_amax``
-        Where amax goes: its code is between half of and twice two to this power. Above is room
+        Where amax goes: its code is between half of two to this power and twice that. Above is room
         for averages that grow, below for small elements.
     ``zero``
         The code of zero.
-    ``encode(x, scale, random_bits)``
-        The codes of ``x``; what is too large is cut. A negative scale is `UNKNOWN`.
-    ``decode(codes, scale)``
+    ``coding(scale)``
+        What `encode` and `decode` want to know of a leaf, as one or more float32 arrays: computed
+        once for all leaves. A negative scale is `UNKNOWN`.
+    ``encode(x, random_bits, *coding)``
+        The codes of ``x``; what is too large is cut.
+    ``decode(codes, *coding)``
         The average in float32.
     """
 
@@ -89,10 +101,13 @@ class Scaled:
     log2_of_amax: int
     zero: float
 
-    def encode(self, x: jax.Array, scale: jax.Array, random_bits: jax.Array) -> jax.Array:
+    def coding(self, scale: jax.Array) -> Sequence[jax.Array]:
         raise NotImplementedError
 
-    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    def encode(self, x: jax.Array, random_bits: jax.Array, *coding: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+    def decode(self, codes: jax.Array, *coding: jax.Array) -> jax.Array:
         raise NotImplementedError
 
     def init(self, param: Any, fill_value: ArrayLike) -> jax.Array:
@@ -100,13 +115,22 @@ class Scaled:
         code = self.encode_nearest(fill_value, self.scale_of(fill_value))
         return jnp.full_like(param, code, dtype=self.dtype)
 
-    def load(self, kept: jax.Array, slot: Any) -> jax.Array:
-        return self.decode(kept, slot.scale)
+    def load(self, kept: jax.Array, slot: Any, shared: jax.Array) -> jax.Array:
+        coding = [slot.read(shared, 1 + i) for i in range(self.width)]
+        return self.decode(kept, *coding)
 
-    def store(self, average: jax.Array, kept: jax.Array, slot: Any) -> tuple[jax.Array, jax.Array]:
+    def store(
+        self, average: jax.Array, kept: jax.Array, slot: Any, shared: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         average = _as_constant(average)
-        codes = self.encode(average, slot.next_scale, slot.random_bits(kept.shape))
+        coding = [slot.read(shared, 1 + self.width + i) for i in range(self.width)]
+        codes = self.encode(average, slot.random_bits(shared, kept.shape), *coding)
         return codes, slot.max(average)
+
+    @functools.cached_property
+    def width(self) -> int:
+        """How many numbers `coding` has for a leaf."""
+        return len(jax.eval_shape(self.coding, jnp.zeros(())))
 
     def scale_of(self, amax: jax.Array) -> jax.Array:
         """The scale with which an element of size ``amax``, if not tiny, is kept exactly."""
@@ -114,14 +138,16 @@ class Scaled:
 
     def encode_nearest(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         """The codes of ``x``, rounded to nearest."""
-        return self.encode(x, scale, jnp.uint32(2**31))
+        return self.encode(x, jnp.uint32(2**31), *self.coding(scale))
 
     def next_scale(self, amax: jax.Array, scale: jax.Array, shrink: ArrayLike) -> jax.Array:
         """The scale times ``shrink``, and times the power of two that suits the last amax."""
         shrink = jnp.asarray(lax.stop_gradient(shrink), jnp.float32)
-        mantissa, _ = jnp.frexp(jnp.maximum(shrink, 0.5) * jnp.where(scale > 0, scale, 1))
-        _, exponent = jnp.frexp(jnp.maximum(amax, _TINY))
-        return jnp.where(amax > 0, jnp.ldexp(mantissa, exponent - self.log2_of_amax), UNKNOWN)
+        shrunk = jnp.maximum(shrink, 0.5) * jnp.where(scale > 0, scale, 1)
+        mantissa = _rounding.bits_of(shrunk) & np.uint32(2**23 - 1)
+        exponent = _rounding.bits_of(jnp.maximum(amax, _TINY)) & np.uint32(2**32 - 2**23)
+        bits = (mantissa | exponent) - np.uint32(self.log2_of_amax * 2**23)
+        return jnp.where(amax > 0, _rounding.float_of(bits), UNKNOWN)
 
     def next_amax(self, amax: jax.Array, newest: jax.Array) -> jax.Array:
         """The newest amax, or less if it grew too fast."""

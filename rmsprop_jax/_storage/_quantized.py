@@ -59,7 +59,8 @@ def dequantize(averages: Quantized) -> Any:
     def value(codes: jax.Array, scale: jax.Array) -> jax.Array:
         # Models that were stacked, as by vmap, have a scale each.
         scale = jnp.expand_dims(scale, range(scale.ndim, codes.ndim))
-        return format_of(codes.dtype).decode(codes, scale)
+        kept_as = format_of(codes.dtype)
+        return kept_as.decode(codes, *kept_as.coding(scale))
 
     return treedef.unflatten(
         value(codes, all_scales[..., i]) for i, codes in enumerate(leaves)
@@ -81,10 +82,12 @@ def arrays(averages: Any) -> Any:
     return averages.codes if is_quantized(averages) else averages
 
 
-def scales(
+def next_scales(
     averages: Any, column: Sequence[Any], given: Sequence[int], shrink: ArrayLike
-) -> list[jax.Array]:
-    """The scales of the leaves that have a gradient, and the next ones; without scales, nothing.
+) -> tuple[Any, list[jax.Array]]:
+    """The next scales of the leaves that have a gradient, and what these leaves read.
+
+    Both are nothing where averages are not quantized.
 
     Args:
       averages: Those of all leaves.
@@ -93,10 +96,12 @@ def scales(
       shrink: By what averages are multiplied in this step, before a gradient is added.
     """
     if not is_quantized(averages) or not given:
-        return []
+        return None, []
     at = _positions(averages, column)[list(given)]
     amax, scale = (_take(vector, at) for vector in (averages.amax, averages.scale))
-    return [scale, format_of(column[given[0]].dtype).next_scale(amax, scale, shrink)]
+    kept_as = format_of(column[given[0]].dtype)
+    next_scale = kept_as.next_scale(amax, scale, shrink)
+    return next_scale, [*kept_as.coding(scale), *kept_as.coding(next_scale)]
 
 
 def replaced(
@@ -105,11 +110,11 @@ def replaced(
     column: Sequence[Any],
     given: Sequence[int],
     stored: Sequence[Any],
-    scales: Sequence[jax.Array],
+    next_scale: Any,
 ) -> Any:
     """The averages, with what `store` returned for the leaves that have a gradient.
 
-    The other arguments are those of the call of `scales`, and what it returned.
+    The other arguments are those of the call of `next_scales`, and what it returned.
     """
     new = dict(zip(given, stored, strict=True))
     if not is_quantized(averages):
@@ -120,7 +125,7 @@ def replaced(
     at = _positions(averages, column)[list(given)]
     newest = jnp.stack([amax for _, amax in stored])
     amax = format_of(column[given[0]].dtype).next_amax(_take(averages.amax, at), newest)
-    return Quantized(_put(averages.amax, at, amax), codes, _put(averages.scale, at, scales[1]))
+    return Quantized(_put(averages.amax, at, amax), codes, _put(averages.scale, at, next_scale))
 
 
 def _positions(averages: Quantized, column: Sequence[Any]) -> np.ndarray:

@@ -78,11 +78,11 @@ def init(
     return format_of(dtype).init(param, fill_value)
 
 
-def load(kept: jax.Array, slot: Slot | None) -> jax.Array:
+def load(kept: jax.Array, slot: Slot | None, shared: jax.Array) -> jax.Array:
     """The average of one leaf in at least float32."""
-    return format_of(kept.dtype).load(kept, slot)
+    return format_of(kept.dtype).load(kept, slot, shared)
 
 
-def store(average: jax.Array, kept: jax.Array, slot: Slot | None) -> Any:
+def store(average: jax.Array, kept: jax.Array, slot: Slot | None, shared: jax.Array) -> Any:
     """A new average as the old one is kept; if that is in codes, with its amax."""
-    return format_of(kept.dtype).store(average, kept, slot)
+    return format_of(kept.dtype).store(average, kept, slot, shared)

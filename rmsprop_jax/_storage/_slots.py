@@ -2,7 +2,7 @@
 
 On a GPU, XLA puts leaves of one shape into one kernel if they read one array, and not if they
 read constants or scalars: 11 kernels, not 174, for a transformer of 174 leaves. Elsewhere constants
-make the better program; and where nothing is traced, there is no program.
+make the better program.
 """
 
 from collections.abc import Sequence
@@ -21,48 +21,46 @@ from rmsprop_jax._storage import _rounding, _shards
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slot:
-    """What one leaf of one average reads.
+    """Where in the vector one leaf of one average has what is its own.
 
     Attributes:
-      shared: The vector.
-      start: Where in it the key, the scale and the next scale of this leaf stand. A value and not
-        part of the program, so that leaves of one shape are traced once.
+      start: Where its key stands. A value and not part of the program, so that leaves of one shape
+        are traced once.
+      stride: How far behind stands the first number of its coding, and so on.
       axes: Per axis of the leaf, the axes of the mesh that shard it inside ``shard_map``.
     """
 
-    shared: Any
     start: Any
+    stride: int = field(metadata={"static": True})
     axes: tuple[tuple[str, ...], ...] = field(metadata={"static": True})
 
-    def random_bits(self, shape: tuple[int, ...]) -> jax.Array:
+    def random_bits(self, shared: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """32 random bits per element."""
-        return _rounding.random_bits(_rounding.bits_of(self._at(0)), shape, self.axes)
+        return _rounding.random_bits(_rounding.bits_of(self.read(shared, 0)), shape, self.axes)
 
-    @property
-    def scale(self) -> jax.Array:
-        return self._at(1)
-
-    @property
-    def next_scale(self) -> jax.Array:
-        return self._at(2)
+    def read(self, shared: jax.Array, i: int) -> jax.Array:
+        """The key, if ``i`` is zero, or a number of the coding."""
+        return lax.dynamic_index_in_dim(shared, self.start + i * self.stride, keepdims=False)
 
     def max(self, x: jax.Array) -> jax.Array:
         """The largest element of a leaf, none of them negative, over all its shards; NaNs aside."""
-        return _shards.max_over(jnp.max(x, initial=0, where=~jnp.isnan(x)), self.axes)
+        x = jnp.where(jnp.isnan(x), 0, x)
+        # jnp.max would take the maximum with zero after the reduction, in a kernel of its own.
+        return _shards.max_over(lax.reduce(x, np.float32(0), lax.max, range(x.ndim)), self.axes)
 
-    def _at(self, offset: int) -> jax.Array:
-        return lax.dynamic_index_in_dim(self.shared, self.start + offset, keepdims=False)
 
+def share(scalars: Sequence[ArrayLike], rows: Any = None, *, merge: bool = True) -> jax.Array:
+    """The vector: ``scalars``, and then ``rows``, which are float32.
 
-def share(scalars: Sequence[ArrayLike], rows: Any = None, *, traced: bool = True) -> jax.Array:
-    """The vector: ``scalars``, and then ``rows``, which are float32."""
+    ``merge`` says whether leaves are to share kernels on a GPU.
+    """
     dtype = jax.dtypes.canonicalize_dtype(float) if rows is None else jnp.float32
     known = not any(isinstance(x, jax.Array) for x in scalars)
     vector = jnp.asarray(np.array(scalars) if known else list(scalars), dtype)
     if rows is not None:
         # Behind a barrier, what is computed for all leaves is not repeated in each one's program.
         vector = jnp.concatenate([vector, lax.optimization_barrier(rows)])
-    if not traced:
+    if not merge:
         return vector
     whole = lax.optimization_barrier
     return lax.platform_dependent(vector, cuda=whole, rocm=whole, default=lambda x: x)
@@ -72,10 +70,10 @@ def slots(
     step: jax.Array,
     names: Sequence[str],
     leaves: Sequence[tuple[Any, int]],
-    scales: Sequence[Sequence[jax.Array]],
+    codings: Sequence[Sequence[jax.Array]],
     scalars: Sequence[ArrayLike] = (),
     *,
-    traced: bool = True,
+    merge: bool = True,
 ) -> tuple[jax.Array, list[list[Slot]]]:
     """The vector, and for each average the slots of its leaves.
 
@@ -83,17 +81,33 @@ def slots(
       step: The number of the step.
       names: Those of the averages.
       leaves: The path and the number of axes of each leaf.
-      scales: For each average the scales of its leaves and the next ones, or nothing.
+      codings: For each average, what a `Scaled` format wants to know of its leaves.
       scalars: The hyperparameters.
-      traced: Whether the step is compiled.
+      merge: See `share`.
     """
     paths = [path for path, _ in leaves]
     axes = [_shards.mesh_axes(path, ndim) for path, ndim in leaves]
     keys = [_rounding.float_of(_rounding.keys(step, name, paths)) for name in names]
-    tables = [jnp.stack([key, *two], axis=1) for key, two in zip(keys, scales, strict=True)]
-    shared = share(scalars, jnp.concatenate([x.ravel() for x in tables]), traced=traced)
-    starts = np.cumsum([len(scalars), *(table.size for table in tables)])
+    tables = [[key, *coding] for key, coding in zip(keys, codings, strict=True)]
+    rows = jnp.concatenate([row for table in tables for row in table])
+    shared = share(scalars, rows, merge=merge)
+    widths = [len(leaves) * len(table) for table in tables]
+    starts = np.cumsum([len(scalars), *widths[:-1]])
     return shared, [
-        [Slot(shared, int(start) + i * table.shape[1], of_leaf) for i, of_leaf in enumerate(axes)]
-        for start, table in zip(starts, tables, strict=False)
+        [Slot(int(start) + i, len(leaves), of_leaf) for i, of_leaf in enumerate(axes)]
+        for start in starts
     ]
+
+
+def one_by_one(shared: jax.Array, last: jax.Array) -> jax.Array:
+    """The vector, for a leaf that is to have a kernel of its own on a GPU: not before ``last``.
+
+    Leaves that find their amax would share a kernel as well, but XLA then copies their codes.
+    """
+
+    def after(shared: jax.Array, last: jax.Array) -> jax.Array:
+        return lax.optimization_barrier((shared, last))[0]
+
+    return lax.platform_dependent(
+        shared, last, cuda=after, rocm=after, default=lambda shared, last: shared
+    )

@@ -72,7 +72,7 @@ def compile_step(
     mesh = slice_mesh(topology, devices)
 
     def sharding(x: Any) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*spec) if x.ndim else PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec(*spec) if x.shape == shape else PartitionSpec())
 
     leaf = jax.ShapeDtypeStruct(shape, dtype)
     params = placed(leaf, sharding(leaf))
