@@ -25,7 +25,7 @@ from support.slices import MODELS, count, measure, parameters
 
 from rmsprop_jax import _storage
 
-STORAGES = ("float32", *(dtype.name for dtype in _storage.LOW_PRECISION_DTYPES))
+STORAGES = ("float32", *(dtype.name for dtype in _storage.low_precision_dtypes()))
 LEGEND = """
 state: what each chip holds, by the shardings
 padding: how much more memory it takes in the compiler's tiles, which is checked to the byte

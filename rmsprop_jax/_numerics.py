@@ -61,16 +61,18 @@ def divide(a: Any, b: Any) -> jax.Array:
     return a / jnp.where(b == 0, jnp.inf, b)
 
 
-@jax.custom_jvp
-def sqrt(x: Any) -> jax.Array:
+def _sqrt(x: Any) -> jax.Array:
     """``sqrt(x)``, whose derivative at zero is zero instead of infinite."""
     return jnp.sqrt(x)
 
 
-@sqrt.defjvp
 def _sqrt_jvp(primals: Any, tangents: Any) -> Any:
     root = sqrt(*primals)
     return root, divide(0.5, root) * tangents[0]
+
+
+sqrt = jax.custom_jvp(_sqrt)
+sqrt.defjvp(_sqrt_jvp)
 
 
 @jax.jit

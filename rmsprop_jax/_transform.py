@@ -41,7 +41,7 @@ def rms(
     counts = bias_correction or low_precision
 
     def init(params: Any) -> Any:
-        nu = _averages(params, initial_scale, accumulator_dtype, nonnegative=True)
+        nu = _storage.init(params, initial_scale, accumulator_dtype, nonnegative=True)
         if quantized:
             return ScaleByRmsQuantizedState(_zero(), nu)
         return ScaleByRmsWithCountState(_zero(), nu) if counts else optax.ScaleByRmsState(nu)
@@ -112,8 +112,8 @@ def stddev(
     def init(params: Any) -> Any:
         # The corrected averages hold gradients only; `update` adds the start to them.
         start = 0.0 if bias_correction else initial_scale
-        mu = _averages(params, 0.0, accumulator_dtype)
-        var = _averages(params, start, accumulator_dtype, nonnegative=True)
+        mu = _storage.init(params, 0.0, accumulator_dtype)
+        var = _storage.init(params, start, accumulator_dtype, nonnegative=True)
         return state_of(_zero() if bias_correction or low_precision else None, mu, var)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -150,7 +150,10 @@ def _stddev_step(
     eps_in_sqrt: bool,
     bias_correction: bool,
 ) -> tuple[jax.Array, Any, Any]:
-    m, s = _storage.load(kept_mean, mean_slot, shared), _storage.load(kept_variance, variance_slot, shared)
+    m, s = (
+        _storage.load(kept_mean, mean_slot, shared),
+        _storage.load(kept_variance, variance_slot, shared),
+    )
     g = g.astype(jnp.result_type(g, m))
     chex.assert_equal_shape([g, m, s])
     weight, eps, start = shared[:3].astype(s.dtype)
@@ -174,7 +177,7 @@ def trace(
     low_precision = _storage.is_low_precision(accumulator_dtype)
 
     def init(params: Any) -> Any:
-        buffer = _averages(params, 0.0, accumulator_dtype)
+        buffer = _storage.init(params, 0.0, accumulator_dtype)
         if low_precision:
             return LowPrecisionTraceState(_zero(), buffer)
         return optax.TraceState(buffer)
@@ -238,20 +241,6 @@ def decayed_weights(
     # `Layout` calls init with one leaf, which a mask does not fit. It does not change the state.
     everywhere = optax.add_decayed_weights(factor, None if mask is None else True)
     return optax.GradientTransformation(everywhere.init, update)
-
-
-def _averages(
-    params: Any,
-    start: Scalar,
-    accumulator_dtype: DTypeLike | None,
-    *,
-    nonnegative: bool = False,
-) -> Any:
-    """The averages of all parameters at the start."""
-    if nonnegative and _storage.is_scaled(accumulator_dtype):
-        return _storage.init_quantized(params, start, accumulator_dtype)
-    keep = partial(_storage.init, nonnegative=nonnegative)
-    return jax.tree.map(lambda p: keep(p, start, accumulator_dtype), params)
 
 
 def _next(step: jax.Array | None, low_precision: bool) -> Any:

@@ -69,7 +69,7 @@ def test_options_are_those_of_rmsprop():
 
 def test_every_storage_is_named():
     row = re.search(r"^\| `accumulator_dtype` .*$", TEXT, re.MULTILINE)[0]
-    assert all(dtype.name in row for dtype in _storage.SUPPORTED_DTYPES)
+    assert all(dtype.name in row for dtype in _storage.FORMATS)
 
 
 def test_names_of_dialects_and_formats_exist():

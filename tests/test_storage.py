@@ -25,7 +25,7 @@ from support.layouts import assert_same_bits
 from rmsprop_jax import _storage, dialects, rmsprop, scale_by_rms, scale_by_stddev
 from rmsprop_jax._storage import OneByteArray
 
-NARROW = [dtype.name for dtype in _storage.LOW_PRECISION_DTYPES]
+NARROW = [dtype.name for dtype in _storage.low_precision_dtypes()]
 DECAYS = [0.9, 0.99, 0.999]
 # |g| from 1e-9 to 1e4, in three leaves with a factor of 400 in each.
 SIZES = {"small": 1e-9, "middle": 1e-3, "large": 25.0}

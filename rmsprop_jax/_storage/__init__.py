@@ -10,7 +10,7 @@ from rmsprop_jax._storage._quantized import (
     Quantized,
     arrays,
     dequantize,
-    init_quantized,
+    init,
     is_quantized,
     largest_codes,
     quantize,
@@ -19,7 +19,6 @@ from rmsprop_jax._storage._quantized import (
 )
 from rmsprop_jax._storage._registry import (
     FORMATS,
-    init,
     is_low_precision,
     is_scaled,
     kept_dtype,
@@ -38,7 +37,6 @@ __all__ = [
     "arrays",
     "dequantize",
     "init",
-    "init_quantized",
     "is_low_precision",
     "is_quantized",
     "is_scaled",

@@ -24,7 +24,7 @@ class Float8(Scaled):
     """
 
     dtype = jnp.dtype("float8_e5m2")
-    log2_of_amax = 12
+    log2_of_amax = 10
     zero = _SMALLEST
 
     def coding(self, scale: jax.Array) -> tuple[jax.Array, ...]:

@@ -50,9 +50,7 @@ class Plain:
         del slot, shared
         return widen(kept)
 
-    def store(
-        self, average: jax.Array, kept: jax.Array, slot: Any, shared: jax.Array
-    ) -> jax.Array:
+    def store(self, average: jax.Array, kept: jax.Array, slot: Any, shared: jax.Array) -> jax.Array:
         del kept, slot, shared
         return saturate(average, self.dtype).astype(self.dtype)
 
@@ -65,9 +63,7 @@ class Bfloat16(Plain):
     def __init__(self) -> None:
         super().__init__(jnp.bfloat16)
 
-    def store(
-        self, average: jax.Array, kept: jax.Array, slot: Any, shared: jax.Array
-    ) -> jax.Array:
+    def store(self, average: jax.Array, kept: jax.Array, slot: Any, shared: jax.Array) -> jax.Array:
         random_bits = slot.random_bits(shared, kept.shape)
         return _rounding.to_bfloat16(_as_constant(average), random_bits)
 

@@ -1,6 +1,7 @@
 """The averages of a tree in a `Scaled` format: codes, and what all leaves have in vectors."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from rmsprop_jax._storage._registry import format_of
+from rmsprop_jax._storage._registry import format_of, is_scaled, kept_dtype
 
 
 class Quantized(NamedTuple):
@@ -32,12 +33,26 @@ def is_quantized(x: Any) -> bool:
     return isinstance(x, Quantized)
 
 
-def init_quantized(params: Any, fill_value: ArrayLike, dtype: DTypeLike) -> Quantized:
-    """The averages at the start."""
-    kept_as = format_of(dtype)
-    codes = jax.tree.map(lambda p: kept_as.init(p, fill_value), params)
-    amax = jnp.full(len(jax.tree.leaves(codes)), fill_value, jnp.float32)
-    return Quantized(amax, codes, kept_as.scale_of(amax))
+def init(
+    params: Any,
+    fill_value: ArrayLike,
+    accumulator_dtype: DTypeLike | None = None,
+    *,
+    nonnegative: bool = False,
+) -> Any:
+    """The averages of all parameters at the start, with their shapes and shardings.
+
+    Parameters are arrays, scalars or ``jax.ShapeDtypeStruct``; see `kept_dtype` for the other
+    arguments.
+    """
+    kept = partial(kept_dtype, accumulator_dtype=accumulator_dtype, nonnegative=nonnegative)
+    averages = jax.tree.map(
+        lambda p: format_of(kept(jnp.result_type(p))).init(p, fill_value), params
+    )
+    if not (nonnegative and is_scaled(accumulator_dtype)):
+        return averages
+    amax = jnp.full(len(jax.tree.leaves(averages)), fill_value, jnp.float32)
+    return Quantized(amax, averages, format_of(accumulator_dtype).scale_of(amax))
 
 
 def quantize(averages: Any, dtype: DTypeLike) -> Quantized:
@@ -62,9 +77,7 @@ def dequantize(averages: Quantized) -> Any:
         kept_as = format_of(codes.dtype)
         return kept_as.decode(codes, *kept_as.coding(scale))
 
-    return treedef.unflatten(
-        value(codes, all_scales[..., i]) for i, codes in enumerate(leaves)
-    )
+    return treedef.unflatten(value(codes, all_scales[..., i]) for i, codes in enumerate(leaves))
 
 
 def largest_codes(averages: Quantized) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from rmsprop_jax._numerics import at_least_float32
 from rmsprop_jax._storage._float8 import Float8
@@ -18,7 +18,7 @@ FORMATS: dict[jnp.dtype, Any] = {
 }
 
 
-def format_of(dtype: DTypeLike) -> Any:
+def format_of(dtype: Any) -> Any:
     """The format of an array of this dtype; a complex one is kept as it is."""
     dtype = jnp.dtype(dtype)
     return FORMATS[dtype] if dtype in FORMATS else Plain(dtype)
@@ -60,22 +60,6 @@ def kept_dtype(
     if jnp.issubdtype(wide, jnp.complexfloating):
         return jnp.result_type(at_least_float32(kept), jnp.complex64)
     return kept
-
-
-def init(
-    param: Any,
-    fill_value: ArrayLike,
-    accumulator_dtype: DTypeLike | None = None,
-    *,
-    nonnegative: bool = False,
-) -> jax.Array:
-    """The average of one parameter at the start, with the parameter's shape and sharding.
-
-    The parameter is an array, a scalar or a ``jax.ShapeDtypeStruct``; see `kept_dtype` for the
-    other arguments.
-    """
-    dtype = kept_dtype(jnp.result_type(param), accumulator_dtype, nonnegative=nonnegative)
-    return format_of(dtype).init(param, fill_value)
 
 
 def load(kept: jax.Array, slot: Slot | None, shared: jax.Array) -> jax.Array:

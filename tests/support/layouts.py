@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from rmsprop_jax import _storage, rmsprop, sharding
 
-STORAGES = [None, *(dtype.name for dtype in _storage.LOW_PRECISION_DTYPES)]
+STORAGES = [None, *(dtype.name for dtype in _storage.low_precision_dtypes())]
 OPTIONS = [{}, {"centered": True, "momentum": 0.9, "bias_correction": True}]
 LAYOUTS = ["data-parallel", "ZeRO-1", "FSDP"]
 
