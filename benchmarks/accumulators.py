@@ -23,6 +23,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support import reference, tpu, training
 
+from rmsprop_jax import second_moment
+
 WIDTH = 4096
 DECAYS = training.DECAYS
 LEGEND = """
@@ -62,7 +64,7 @@ def jax_method(storage: training.Storage) -> Method:
             return optimizer.update(g, state)[1], None
 
         state, _ = jax.jit(lambda g: jax.lax.scan(step, optimizer.init(g[0]), g))(g)
-        return np.asarray(optax.tree_utils.tree_get(state, "nu"), np.float64)
+        return np.asarray(second_moment(state), np.float64)
 
     params = jax.ShapeDtypeStruct((2**20,), storage.dtype)
     state = jax.eval_shape(storage.optimizer(1e-3, 0.9).init, params)

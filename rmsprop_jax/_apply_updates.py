@@ -34,8 +34,8 @@ def apply_updates(params: Any, updates: Any, step: ArrayLike | None = None) -> A
       The new parameters, in the dtypes of ``params``.
 
     Raises:
-      ValueError: If a parameter is bfloat16 and ``step`` is missing or an array, or inside
-        ``jax.shard_map`` without `sharding.shard_map_specs`; if structures or shapes differ.
+      ValueError: If a parameter is bfloat16 and ``step`` is missing or an array; if structures or
+        shapes differ.
       TypeError: If ``step`` is not a whole number.
 
     Example:

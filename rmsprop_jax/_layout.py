@@ -15,8 +15,8 @@ class Layout(NamedTuple):
 
     Attributes:
       containers: The structure of the state of one parameter.
-      leaves: What stands in it: an average, of shape (1, 1), a vector with a number per leaf, of shape
-        (1,), or a step counter, of shape ().
+      leaves: What stands in it: an average, of shape (1, 1), a vector with a number per leaf of the
+        parameters, of shape (1,), or a step counter, of shape ().
     """
 
     containers: Any

@@ -52,8 +52,8 @@ def rmsprop(
     ``accumulator_dtype`` keeps averages in fewer bytes, with stochastic rounding: rounded to
     nearest, a low-precision average stalls. The random bits are a hash of the step, the leaf's
     path and the element's index, so a run repeats bit for bit on any layout of devices; inside
-    ``shard_map`` that takes `sharding.shard_map_specs`. The average is unbiased, and its root has
-    a standard deviation:
+    ``shard_map`` that takes `sharding.shard_map_specs`. `second_moment` reads the average. It is
+    unbiased, and its root has a standard deviation:
 
     ================= ===================== ============================================
     accumulator_dtype bytes per parameter   deviation of sqrt(v), decay 0.9, 0.99, 0.999
@@ -64,19 +64,19 @@ def rmsprop(
     ================= ===================== ============================================
 
     bfloat16 has the range of float32. In 8 bits each leaf has one scale: 3 mantissa bits for
-    elements whose gradients are down to 1/4000 of the leaf's largest. Below, v stays right on
-    average, but at 1/10 000 its root deviates by 20 %, at 1/100 000 by 100 %, and from
-    1/1 000 000 on v is mostly zero: updates are then up to ``learning_rate / sqrt(1 - decay)``,
-    as at a first step. If sizes in one leaf differ that much, split it. An average that grows
-    beyond 7 times the leaf's largest in one step is cut there. If the larger gradients stay, it
-    is within a few per cent a few steps later; after a single bad batch of gradients 100 or 1000
-    times larger it stays too small, and steps are 2 to 10 times float32's for about
-    ``1 / (1 - decay)`` steps: clip gradients in front. Gradients that are not finite spoil more
-    than their element: put ``optax.apply_if_finite`` around. Updates come out one or two per
-    cent larger in 8 bits, since the mean of ``1 / sqrt(v)`` lies above ``1 / sqrt`` of the mean.
-    ``centered`` counts the rounding of the mean as variance: 5 % too much where the mean is 30
-    times the standard deviation, 20 % at 100 times. Derivatives of later steps take a
-    low-precision average for a constant.
+    elements whose gradients are down to 1/2000 of the leaf's largest. Below, v stays right on
+    average, but at 1/10 000 its root deviates by 80 %, and from 1/100 000 on v is mostly zero:
+    updates are then up to ``learning_rate / sqrt(1 - decay)``, as at a first step. If sizes in one
+    leaf differ that much, split it. An average that grows beyond 30 times the leaf's largest in one
+    step is cut there, and the scale follows by at most 4 a step. One element's spikes leave the
+    others alone; but after a bad batch of a whole leaf, with gradients 100 or 1000 times larger,
+    its average is too small, and steps are up to 10 times float32's for about ``1 / (1 - decay)``
+    steps: clip gradients in front. Gradients that are not finite spoil more than their element: put
+    ``optax.apply_if_finite`` around. Updates come out one or two per cent larger in 8 bits, since
+    the mean of ``1 / sqrt(v)`` lies above ``1 / sqrt`` of the mean. ``centered`` counts the
+    rounding of the mean as variance: 5 % too much where the mean is 30 times the standard
+    deviation, 20 % at 100 times. Derivatives of later steps take a low-precision average for a
+    constant.
 
     Args:
       learning_rate: :math:`\eta`, or a schedule: a function from the steps taken to it. A negative
@@ -104,7 +104,8 @@ def rmsprop(
       the parameter's dtype (without ``params`` the gradient's), for ``optax.apply_updates``. The
       state is that of an ``optax.chain`` of `scale_by_rms` or `scale_by_stddev`, the learning
       rate, momentum, and weight decay if there is one; ``optax.tree_utils.tree_get(state, "nu")``
-      finds v, and ``"var"`` the variance.
+      finds v, and ``"var"`` the variance, if they are
+      not in 8 bits; `second_moment` finds them in any case.
 
     Raises:
       TypeError: At once, if an argument is of the wrong kind; when traced, if a gradient is not

@@ -52,7 +52,8 @@ def scale_by_rms(
 
     Returns:
       A transformation. Its state is Optax's: ``optax.ScaleByRmsState(nu)``, with a ``count``
-      where bias correction or low precision needs one. Updates have the gradients' shapes, and
+      where bias correction or low precision needs one; in 8 bits a `ScaleByRmsQuantizedState`.
+      Updates have the gradients' shapes, and
       the wider of the gradient's and the parameter's dtype. A drop-in for
       ``optax.scale_by_rms``, to rounding; `rmsprop` says what trees it takes.
 
@@ -139,7 +140,8 @@ def scale_by_stddev(
         at least float32.
 
     Returns:
-      A transformation whose state is a `ScaleByStddevState`. Updates have the gradients' shapes,
+      A transformation whose state is a `ScaleByStddevState`, in 8 bits a
+      `ScaleByStddevQuantizedState`. Updates have the gradients' shapes,
       and the wider of the gradient's and the parameter's dtype. A drop-in for
       ``optax.scale_by_stddev``, to rounding.
 

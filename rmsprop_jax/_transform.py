@@ -14,15 +14,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from rmsprop_jax import _numerics, _rmsprop, _storage, _validate
+from rmsprop_jax import _numerics, _rmsprop, _states, _storage, _validate
 from rmsprop_jax._numerics import Scalar
-from rmsprop_jax._states import (
-    LowPrecisionTraceState,
-    ScaleByRmsQuantizedState,
-    ScaleByRmsWithCountState,
-    ScaleByStddevQuantizedState,
-    ScaleByStddevState,
-)
 from rmsprop_jax._trees import per_leaf
 
 
@@ -43,8 +36,10 @@ def rms(
     def init(params: Any) -> Any:
         nu = _storage.init(params, initial_scale, accumulator_dtype, nonnegative=True)
         if quantized:
-            return ScaleByRmsQuantizedState(_zero(), nu)
-        return ScaleByRmsWithCountState(_zero(), nu) if counts else optax.ScaleByRmsState(nu)
+            return _states.ScaleByRmsQuantizedState(_zero(), nu)
+        return (
+            _states.ScaleByRmsWithCountState(_zero(), nu) if counts else optax.ScaleByRmsState(nu)
+        )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
@@ -63,7 +58,9 @@ def rms(
         )
         if not counts:
             return updates, optax.ScaleByRmsState(**new)
-        kept_as = ScaleByRmsQuantizedState if quantized else ScaleByRmsWithCountState
+        kept_as = (
+            _states.ScaleByRmsQuantizedState if quantized else _states.ScaleByRmsWithCountState
+        )
         return updates, kept_as(count, *new.values())
 
     return optax.GradientTransformation(init, update)
@@ -107,7 +104,7 @@ def stddev(
     """`scale_by_stddev`, unchecked."""
     low_precision = _storage.is_low_precision(accumulator_dtype)
     quantized = _storage.is_scaled(accumulator_dtype)
-    state_of: Any = ScaleByStddevQuantizedState if quantized else ScaleByStddevState
+    state_of: Any = _states.ScaleByStddevQuantizedState if quantized else _states.ScaleByStddevState
 
     def init(params: Any) -> Any:
         # The corrected averages hold gradients only; `update` adds the start to them.
@@ -179,7 +176,7 @@ def trace(
     def init(params: Any) -> Any:
         buffer = _storage.init(params, 0.0, accumulator_dtype)
         if low_precision:
-            return LowPrecisionTraceState(_zero(), buffer)
+            return _states.LowPrecisionTraceState(_zero(), buffer)
         return optax.TraceState(buffer)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -194,7 +191,7 @@ def trace(
             count=count,
         )
         if low_precision:
-            return updates, LowPrecisionTraceState(count, **new)
+            return updates, _states.LowPrecisionTraceState(count, **new)
         return updates, optax.TraceState(**new)
 
     return optax.GradientTransformation(init, update)

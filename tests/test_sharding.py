@@ -1,6 +1,7 @@
 """Shardings of the state: layouts, the same bits on one device and on eight, ZeRO-1's memory."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from support.layouts import (
     updates_and_state,
 )
 
-from rmsprop_jax import apply_updates, rmsprop, scale_by_rms, sharding
+from rmsprop_jax import apply_updates, rmsprop, scale_by_rms, second_moment, sharding
 
 AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
 
@@ -120,7 +121,7 @@ def test_flax_state():
         params, state, params
     )
     assert_placed(state, state_shardings)
-    codes = jax.tree.leaves(state[0].nu["kernel"])[1]
+    (codes,) = jax.tree.leaves(state[0].nu_quantized.codes["kernel"])
     assert len(codes.addressable_shards[0].data) == 2
 
 
@@ -258,28 +259,69 @@ def test_the_same_bits_inside_shard_map(specs, check_vma, axis_type, dtype):
     jax.tree.map(assert_same_bits, (sharded_params, state), (expected, expected_state))
 
 
-def test_shard_map_without_specs_is_rejected():
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_shard_map_needs_no_word(dtype):
+    """Without specs a shard is rounded as if it were the whole leaf; its scale is the leaf's."""
+    optimizer, mesh = rmsprop(0.1, 0.5, accumulator_dtype=dtype), mesh_of(8)
+    params = jnp.geomspace(1e-3, 1, 512).reshape(64, 8)
+    state = optimizer.init(params)
+    specs = jax.tree.map(lambda x: P("data") if x.ndim == 2 else P(), state)
+    step = jax.jit(
+        jax.shard_map(
+            optimizer.update, mesh=mesh, in_specs=(P("data"), specs), out_specs=(P("data"), specs)
+        )
+    )
+    expected = state
+    for _ in range(12):
+        _, state = step(params, state)
+        _, expected = optimizer.update(params, expected)
+    v, whole = second_moment(state), second_moment(expected)
+    np.testing.assert_allclose(v / whole, 1, atol=0.3)
+    np.testing.assert_allclose((v / whole).mean(), 1, atol=0.01)
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        if x.ndim == 1:
+            np.testing.assert_allclose(x, y, rtol=0.3)
+
+
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_pmap_needs_no_word(dtype):
+    """As Brax and Flax's replicated states have it: one state on each device."""
+    optimizer = rmsprop(0.1, accumulator_dtype=dtype, momentum=0.9)
+    params = {"w": jnp.linspace(-1, 1, 12).reshape(3, 4), "b": jnp.ones(4)}
+
+    def step(state, g):
+        return optimizer.update(jax.lax.pmean(g, "i"), state, params)
+
+    stack = partial(jax.tree.map, lambda x: jnp.stack([x] * 8))
+    expected = state = optimizer.init(params)
+    state = stack(state)
+    for _ in range(3):
+        updates, state = jax.pmap(step, axis_name="i")(state, stack(params))
+        one, expected = jax.jit(optimizer.update)(params, expected, params)
+    for x, y in zip(*map(jax.tree.leaves, ((updates, state), (one, expected))), strict=True):
+        on_devices = np.asarray(x.astype(jnp.float32))
+        np.testing.assert_array_equal(on_devices, on_devices[:1].repeat(8, 0))
+        np.testing.assert_allclose(on_devices[0], y.astype(jnp.float32), rtol=0.3, atol=1e-6)
+
+
+def test_specs_that_do_not_fit_are_rejected():
     """Only where something is rounded: in float32 there is nothing to know."""
     params, mesh = jnp.ones((16, 2)), mesh_of(8)
 
-    def compiled(dtype, specs=None):
+    def compiled(dtype, specs):
         optimizer = rmsprop(0.1, accumulator_dtype=dtype)
 
         def step(params, state, gradients, _):
-            if specs is None:
-                return optimizer.update(gradients, state, params)
             with sharding.shard_map_specs(specs):
                 return optimizer.update(gradients, state, params)
 
         state = optimizer.init(params)
-        state_specs = jax.tree.map(lambda x: P("data") if x.ndim else P(), state)
+        state_specs = jax.tree.map(lambda x: P("data") if x.ndim == 2 else P(), state)
         step = in_shard_map(step, mesh, params, P("data"), state_specs)
         return step(params, state, params, 0)
 
-    compiled(None)
+    compiled(None, {"w": P("data")})
     for dtype in STORAGES[1:]:
-        with pytest.raises(ValueError, match=r"sharding\.shard_map_specs\(specs\)"):
-            compiled(dtype)
         compiled(dtype, P("data"))
         with pytest.raises(ValueError, match="no PartitionSpec for the leaf ''"):
             compiled(dtype, {"w": P("data")})

@@ -6,6 +6,7 @@ rounded to nearest, a low-precision average stalls, as what a step adds is less 
 distance to the next number.
 """
 
+from rmsprop_jax._storage._formats import Scaled
 from rmsprop_jax._storage._quantized import (
     Quantized,
     arrays,
@@ -13,9 +14,9 @@ from rmsprop_jax._storage._quantized import (
     init,
     is_quantized,
     largest_codes,
+    next_scales,
     quantize,
     replaced,
-    next_scales,
 )
 from rmsprop_jax._storage._registry import (
     FORMATS,
@@ -33,6 +34,7 @@ from rmsprop_jax._storage._slots import Slot, one_by_one, share, slots
 __all__ = [
     "FORMATS",
     "Quantized",
+    "Scaled",
     "Slot",
     "arrays",
     "dequantize",
@@ -44,11 +46,11 @@ __all__ = [
     "largest_codes",
     "load",
     "low_precision_dtypes",
+    "next_scales",
     "one_by_one",
     "quantize",
     "replaced",
     "shard_map_specs",
-    "next_scales",
     "share",
     "slots",
     "store",

@@ -20,10 +20,12 @@ _specs: ContextVar[dict[Any, PartitionSpec] | None] = ContextVar("specs", defaul
 def shard_map_specs(specs: Any) -> Iterator[None]:
     """Says how arrays are sharded inside ``jax.shard_map``, where only shards are seen.
 
-    Low-precision averages are rounded by a hash of each element's index, and an 8-bit average has
-    one scale per leaf. Within this context both are those of the global array, so the result is
-    bit for bit that of one device. What is kept in float32 does not need it. A function compiled
-    within it keeps the ``specs`` with which it was traced.
+    Low-precision averages are rounded by a hash of each element's index. Within this context it is
+    that of the global array, so the result is bit for bit that of one device. Without it a shard is
+    rounded as if it were a leaf of its own, which is unbiased as well. An 8-bit average has one
+    scale per leaf; with ``check_vma=False`` JAX does not tell that devices hold shards of one, and
+    this must. What is kept in float32 does not need it. A function compiled within it keeps the
+    ``specs`` with which it was traced.
 
     Args:
       specs: How the gradients and averages that ``update`` sees are sharded: a tree of
@@ -91,6 +93,13 @@ def mesh_axes(path: Any, ndim: int) -> tuple[tuple[str, ...], ...]:
 
 def max_over(largest: jax.Array, axes: tuple[tuple[str, ...], ...]) -> jax.Array:
     """The largest of all shards: those of ``axes``, and those that JAX knows of."""
-    varying = getattr(jax.typeof(largest), "vma", frozenset())
-    names = tuple(sorted({name for axis in axes for name in axis} | varying))
+    names = tuple(sorted({name for axis in axes for name in axis} | _varying(largest)))
     return lax.pmax(largest, names) if names else largest
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    """The axes of the mesh along which devices have different values, as far as JAX checks it."""
+    aval: Any = jax.typeof(x)
+    if hasattr(aval, "vma"):  # until JAX 0.9
+        return aval.vma
+    return getattr(getattr(aval, "manual_axis_type", None), "varying", frozenset())

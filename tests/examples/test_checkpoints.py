@@ -141,8 +141,11 @@ def remove(file):
     [
         (f"default/{LEAF}/0.0", LEAF),
         (f"default/{LEAF}/.zarray", LEAF),
-        ("default/state.0.nu.layer 0.w.codes/3.0", "state.0.nu.layer 0.w.codes"),
-        ("default/state.0.nu.layer 0.b.scale/0", "state.0.nu.layer 0.b.scale"),
+        (
+            "default/state.0.nu_quantized.codes.layer 0.w/3.0",
+            "state.0.nu_quantized.codes.layer 0.w",
+        ),
+        ("default/state.0.nu_quantized.scale/0", "state.0.nu_quantized.scale"),
         ("default/_METADATA", "default"),
         ("seal.json", None),
     ],
