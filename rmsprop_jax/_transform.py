@@ -242,9 +242,8 @@ def decayed_weights(
 
 def _next(step: jax.Array | None, low_precision: bool) -> Any:
     """The number of this step, of a state that counts."""
-    if step is None:
-        return None
-    return _numerics.next_step(step) if low_precision else optax.safe_increment(step)
+    advance = _numerics.next_step if low_precision else optax.safe_increment
+    return None if step is None else advance(step)
 
 
 def _zero() -> jax.Array:

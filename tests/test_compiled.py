@@ -114,6 +114,24 @@ def test_state_size(options, words):
     assert bytes_of(state) == 4 * (1000 * words + options.get("bias_correction", False))
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 110), ("float8_e5m2", 245)])
+def test_low_precision_is_a_short_program(dtype, most):
+    """Instructions a leaf, and two thirds more for momentum or the mean."""
+    shapes = [(64, 64)] * 8 + [(64,)] * 8 + [(256, 64)] * 8
+    for options, factor in (({}, 1), ({"momentum": 0.9}, 1.7), ({"centered": True}, 1.7)):
+        optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype, **options)
+        params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        state = jax.eval_shape(optimizer.init, params)
+
+        def step(params, state, gradients, optimizer=optimizer):
+            updates, state = optimizer.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+        count = len(re.findall(r"^.* = ", compiled.as_text(), re.MULTILINE))
+        assert count <= factor * most * len(shapes)
+
+
 def test_checks_leave_nothing_in_the_program():
     """The compiled program is arithmetic: no callback, no branch, no loop, no assertion."""
     text = compile_step(rmsprop_jax.rmsprop(1e-3, centered=True, momentum=0.9)).as_text()

@@ -30,6 +30,14 @@ TRANSFORMER: Shapes = [
     *[(3072,)] * 12,
 ]
 
+# Some of the same kinds.
+FEW_LEAVES: Shapes = [
+    *[(768, 768)] * 6,
+    *[(768,)] * 10,
+    *[(3072, 768)] * 4,
+    *[(768, 3072)] * 4,
+]
+
 # Options by name, and bytes of state a parameter.
 VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "plain": ({}, 4),
@@ -110,6 +118,11 @@ def kernels(compiled: jax.stages.Compiled) -> list[Kernel]:
             read = sum(_bytes(types[operand]) for operand in operands)
             found.append(Kernel(name, opcode, read + _bytes(type_)))
     return found
+
+
+def instructions(compiled: jax.stages.Compiled) -> int:
+    """How many a program has, those inside kernels included."""
+    return len(re.findall(r"^.* = ", _text(compiled), re.MULTILINE))
 
 
 def copied(compiled: jax.stages.Compiled) -> list[int]:
