@@ -3,6 +3,8 @@
 The data are scikit-learn's bundled scans, 1797 digits of 8 x 8 pixels; nothing is
 downloaded. A third is held out. Optax's SGD, Adagrad and rprop then get the same
 network, batches and number of steps, and all four are drawn beside each other.
+
+With --diagnose N, RMSprop's state is printed as a table every N steps, and its step sizes drawn.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
-from rmsprop_jax import rmsprop
+from rmsprop_jax import Diagnoses, diagnose, rmsprop
 
 # Okabe and Ito's palette, and a line style each: readable without colour too.
 STYLES = {
@@ -32,6 +34,9 @@ STYLES = {
     "Adagrad": {"color": "#009E73", "linestyle": "-."},
     "rprop": {"color": "#555555", "linestyle": ":"},
 }
+
+
+EPS = 1e-8  # of RMSprop, inside the root; Optax's default
 
 
 class Digits(NamedTuple):
@@ -46,6 +51,42 @@ class History(NamedTuple):
 
     losses: list[float]
     accuracies: list[float]
+
+
+class Watch:
+    """Prints what an optimizer's state says every so many steps, and keeps its step sizes."""
+
+    def __init__(self, every: int, learning_rate: optax.Schedule):
+        self.every, self.learning_rate = every, learning_rate
+        self.steps: list[int] = []
+        self.sizes: dict[str, list[np.ndarray]] = {}
+
+    def __call__(self, step: int, diagnoses: Diagnoses) -> None:
+        """Takes the diagnosis of a step; its step sizes are learning rate / sqrt(v + eps)."""
+        tqdm.write(f"step {step}\n{diagnoses}\n")
+        self.steps.append(step)
+        for path, leaf in diagnoses.items():
+            roots = np.array([leaf.root_v_5, leaf.root_v_50, leaf.root_v_95])
+            sizes = np.asarray(self.learning_rate(step - 1)) / np.sqrt(roots**2 + EPS)
+            self.sizes.setdefault(path, []).append(sizes)
+
+    def draw(self, path: Path) -> None:
+        """One panel for each kernel: the median step size, and where nine in ten of them are."""
+        kernels = {name: np.array(x) for name, x in self.sizes.items() if "kernel" in name}
+        figure, panels = plt.subplots(
+            1, len(kernels), figsize=(11, 3.4), sharey=True, layout="constrained"
+        )
+        for axes, (name, sizes) in zip(panels, kernels.items(), strict=True):
+            shortest, median, longest = sizes.T[::-1]
+            axes.fill_between(self.steps, shortest, longest, alpha=0.25, label="nine in ten")
+            axes.plot(self.steps, median, label="median")
+            axes.set(xlabel="step", yscale="log", title=name)
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel("learning rate / sqrt(v + eps)")
+        panels[0].legend()
+        figure.suptitle("How far a gradient of one would move each weight: RMSprop's step sizes")
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
 
 
 class Network(nnx.Module):
@@ -82,6 +123,7 @@ def train(
     data: tuple[Digits, Digits],
     args: argparse.Namespace,
     name: str,
+    watch: Watch | None = None,
 ) -> History:
     """Trains the network from the same start on the same batches, whatever the optimizer."""
     training, held_out = data
@@ -95,10 +137,10 @@ def train(
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(
         params: nnx.State, state: optax.OptState, batch: Digits
-    ) -> tuple[Any, optax.OptState, jax.Array]:
+    ) -> tuple[Any, optax.OptState, Any, jax.Array]:
         loss, gradients = jax.value_and_grad(loss_of)(params, batch)
         updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, loss
+        return optax.apply_updates(params, updates), state, updates, loss
 
     @jax.jit
     def accuracy(params: nnx.State) -> jax.Array:
@@ -112,8 +154,11 @@ def train(
             losses = []
             for chosen in epoch_batches(rng, len(training.labels), args.batch_size):
                 batch = Digits(training.images[chosen], training.labels[chosen])
-                params, state, loss = step(params, state, batch)
+                params, state, updates, loss = step(params, state, batch)
                 losses.append(loss)
+                taken = len(history.losses) + len(losses)
+                if watch is not None and taken % watch.every == 0:
+                    watch(taken, jax.jit(diagnose)(state, params, updates))
             history.losses.extend(float(loss) for loss in losses)
             history.accuracies.append(float(accuracy(params)))
             bar.set_postfix(
@@ -138,7 +183,7 @@ def optimizers(args: argparse.Namespace, steps: int) -> dict[str, optax.Gradient
         return optax.chain(optax.clip_by_global_norm(1.0), make(schedule))
 
     return {
-        "RMSprop": clipped(partial(rmsprop, decay=args.decay), args.learning_rate),
+        "RMSprop": clipped(partial(rmsprop, decay=args.decay, eps=EPS), args.learning_rate),
         "SGD": clipped(optax.sgd, 0.3),
         "Adagrad": clipped(optax.adagrad, 0.1),
         "rprop": optax.rprop(1e-2),
@@ -190,6 +235,12 @@ def parse_arguments() -> argparse.Namespace:
         default=0.9,
         help="of RMSprop's average, >= 0 and < 1",
     )
+    parser.add_argument(
+        "--diagnose",
+        type=flags.whole_number,
+        metavar="N",
+        help="print what RMSprop's state says every N steps, and draw its step sizes",
+    )
     args = parser.parse_args()
     if args.batch_size > 1198:
         parser.error(f"argument --batch-size: must be at most 1198, got {args.batch_size}")
@@ -202,11 +253,18 @@ def main() -> None:
     began = time.perf_counter()
     data = load(args.seed)
     steps = args.epochs * (len(data[0].labels) // args.batch_size)
+    watch = None
+    if args.diagnose is not None:
+        watch = Watch(args.diagnose, optax.cosine_decay_schedule(args.learning_rate, steps))
     histories = {
-        name: train(optimizer, data, args, name)
+        name: train(optimizer, data, args, name, watch if name == "RMSprop" else None)
         for name, optimizer in optimizers(args, steps).items()
     }
     draw(histories, args.output)
+    if watch is not None and watch.steps:
+        path = args.output.with_stem(f"{args.output.stem}_step_sizes")
+        watch.draw(path)
+        print(f"RMSprop's step sizes are drawn in {path}")
     for name, history in histories.items():
         print(f"{name:8} test accuracy {history.accuracies[-1]:.1%}")
     accuracy = histories["RMSprop"].accuracies[-1]

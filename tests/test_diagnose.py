@@ -349,5 +349,5 @@ def test_a_nan_stays():
 def test_a_decay_that_is_rounded_to_one_is_rejected():
     inject = optax.inject_hyperparams(rmsprop)(0.01, decay=0.999)
     params = jnp.ones(3, jnp.bfloat16)
-    with pytest.raises(ValueError, match="in bfloat16, 0.999 is 1.*hyperparam_dtype"):
+    with pytest.raises(ValueError, match=r"in bfloat16, 0\.999 is 1.*hyperparam_dtype"):
         inject.init(params)

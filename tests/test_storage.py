@@ -556,6 +556,30 @@ def test_pickle_and_flax():
         jax.tree.map(assert_same_bits, restored, state)
 
 
+def npy(codes, path):
+    np.save(path / "codes.npy", codes)
+    return np.load(path / "codes.npy")
+
+
+def npz(codes, path):
+    np.savez(path / "codes.npz", codes=codes)
+    return np.load(path / "codes.npz")["codes"]
+
+
+@pytest.mark.parametrize("write_and_read", [npy, npz])
+def test_a_file_that_does_not_know_the_dtype_holds_its_bytes(write_and_read, tmp_path):
+    """NumPy writes float8 and cannot read it; as uint8 it comes back."""
+    _, state = (tx := scale_by_rms(accumulator_dtype="float8_e5m2")).update(
+        jnp.linspace(0.1, 1, 9), tx.init(jnp.ones(9))
+    )
+    codes = state.nu_quantized.codes
+    with pytest.raises(ValueError, match="not a valid dtype"):
+        write_and_read(codes, tmp_path)
+    read = jnp.asarray(write_and_read(codes.view(jnp.uint8), tmp_path)).view(codes.dtype)
+    again = state._replace(nu_quantized=state.nu_quantized._replace(codes=read))
+    np.testing.assert_array_equal(second_moment(again), second_moment(state))
+
+
 def test_vmap_over_models():
     """Each has its own scale."""
     tx = scale_by_rms(0.9, accumulator_dtype="float8_e5m2")

@@ -9,7 +9,15 @@ import matplotlib.image
 import pytest
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.py"
-FLAGS = ["--epochs", "--batch-size", "--learning-rate", "--decay", "--seed", "--output"]
+FLAGS = [
+    "--epochs",
+    "--batch-size",
+    "--learning-rate",
+    "--decay",
+    "--seed",
+    "--output",
+    "--diagnose",
+]
 
 
 def run(*flags, cwd=None):
@@ -34,6 +42,7 @@ def test_help_explains_every_flag():
         (["--learning-rate", "-1"], "a number >= 0"),
         (["--learning-rate", "nan"], "a number >= 0"),
         (["--decay", "1"], "< 1"),
+        (["--diagnose", "0"], "a whole number >= 1"),
         (["--seed", "-1"], ">= 0"),
         (["--output", "no/such/folder.png"], "an existing folder"),
         (["--output", "picture.txt"], ".png"),
@@ -59,3 +68,12 @@ def test_short_run(tmp_path):
     assert all(part in last for part in ("test accuracy", "599 held-out", " s for all", ".png"))
     picture = matplotlib.image.imread(tmp_path / "quickstart.png")
     assert picture.std() > 0.05
+
+
+def test_diagnose(tmp_path):
+    result = run("--epochs", "2", "--diagnose", "40", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    text = result.stdout.splitlines()
+    assert [line for line in text if line.startswith("step ")] == ["step 40"]
+    assert sum(line.startswith("hidden/kernel ") for line in text) == 1
+    assert (tmp_path / "quickstart_step_sizes.png").stat().st_size > 10_000
