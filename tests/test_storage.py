@@ -506,8 +506,10 @@ class FourBits(_storage.Scaled):
     log2_of_amax = 6
     zero = 0
 
-    def coding(self, scale):
+    def encoding(self, scale):
         return (abs(scale),)
+
+    decoding = encoding
 
     def encode(self, x, random_bits, scale):
         code = jnp.sqrt(x / scale) + random_bits.astype(jnp.float32) / 2.0**32

@@ -12,7 +12,7 @@ _LARGEST_BITS = np.float32(2.0**15 * 1.875).view(np.uint32)
 # The code of zero. Added to every value, so that the spacing below it stays what it is there.
 _SMALLEST = 2.0**-14
 _SMALLEST_BITS = np.float32(_SMALLEST).view(np.uint32)
-# The largest of logarithmic codes, see `Float8.coding`.
+# The largest of logarithmic codes, see `Float8._stretch`.
 _LARGEST_LOGARITHMIC_BITS = np.float32(12.0).view(np.uint32)
 
 
@@ -27,8 +27,17 @@ class Float8(Scaled):
     log2_of_amax = 10
     zero = _SMALLEST
 
-    def coding(self, scale: jax.Array) -> tuple[jax.Array, ...]:
-        """The scale, its inverse, and how codes are stretched, as bits: by a shift and an offset.
+    def encoding(self, scale: jax.Array) -> tuple[jax.Array, ...]:
+        """The inverse of the scale, `_stretch`, and the bits of the largest code."""
+        largest = jnp.where(scale < 0, _LARGEST_LOGARITHMIC_BITS, _LARGEST_BITS)
+        return 1 / abs(scale), *self._stretch(scale), _rounding.float_of(largest)
+
+    def decoding(self, scale: jax.Array) -> tuple[jax.Array, ...]:
+        """The scale, and `_stretch`."""
+        return abs(scale), *self._stretch(scale)
+
+    def _stretch(self, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """By how many bits codes are shifted, and what is added, as bits.
 
         While no scale is known, codes are logarithmic. What the bits of a float32 are above those
         of the smallest code, 2**-14, is divided by eight, a shift by three: its exponent then
@@ -39,13 +48,11 @@ class Float8(Scaled):
         unknown = scale < 0
         shift = jnp.where(unknown, np.uint32(3), np.uint32(0))
         offset = jnp.where(unknown, _SMALLEST_BITS - (_SMALLEST_BITS >> 3), np.uint32(0))
-        largest = jnp.where(unknown, _LARGEST_LOGARITHMIC_BITS, _LARGEST_BITS)
-        bits = (_rounding.float_of(x) for x in (shift, offset, largest))
-        return abs(scale), 1 / abs(scale), *bits
+        return _rounding.float_of(shift), _rounding.float_of(offset)
 
-    def encode(self, x: jax.Array, random_bits: jax.Array, *coding: jax.Array) -> jax.Array:
-        _, inverse, *bits_of_coding = coding
-        shift, offset, largest = map(_rounding.bits_of, bits_of_coding)
+    def encode(self, x: jax.Array, random_bits: jax.Array, *encoding: jax.Array) -> jax.Array:
+        inverse, *others = encoding
+        shift, offset, largest = map(_rounding.bits_of, others)
         bits = (_rounding.bits_of(x * inverse + _SMALLEST) >> shift) + offset
         bits = _rounding.round_bits(jnp.minimum(bits, largest), random_bits, mantissa_bits=3)
         # The third mantissa bit, bit 20, goes to the sign, bit 31.
@@ -54,9 +61,9 @@ class Float8(Scaled):
         # The cast is exact, and on CPU twice as fast by way of float16.
         return jnp.where(jnp.isnan(x), x, code).astype(jnp.float16).astype(self.dtype)
 
-    def decode(self, codes: jax.Array, *coding: jax.Array) -> jax.Array:
-        scale, _, *bits_of_coding = coding
-        shift, offset, _ = map(_rounding.bits_of, bits_of_coding)
+    def decode(self, codes: jax.Array, *decoding: jax.Array) -> jax.Array:
+        scale, *others = decoding
+        shift, offset = map(_rounding.bits_of, others)
         code = codes.astype(jnp.float32)
         bits = _rounding.bits_of(code)
         bits -= (bits >> 31) * np.uint32(2**31 - 2**20)  # the sign goes back to bit 20

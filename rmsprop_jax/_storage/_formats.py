@@ -83,12 +83,12 @@ class Scaled:
         for averages that grow, below for small elements.
     ``zero``
         The code of zero.
-    ``coding(scale)``
-        What `encode` and `decode` want to know of a leaf, as one or more float32 arrays: computed
-        once for all leaves. A negative scale is `UNKNOWN`.
-    ``encode(x, random_bits, *coding)``
+    ``encoding(scale)``, ``decoding(scale)``
+        What `encode` and `decode` want to know of a leaf, as float32 arrays: computed once for all
+        leaves. A negative scale is `UNKNOWN`.
+    ``encode(x, random_bits, *encoding)``
         The codes of ``x``; what is too large is cut.
-    ``decode(codes, *coding)``
+    ``decode(codes, *decoding)``
         The average in float32.
     """
 
@@ -97,13 +97,16 @@ class Scaled:
     log2_of_amax: int
     zero: float
 
-    def coding(self, scale: jax.Array) -> Sequence[jax.Array]:
+    def encoding(self, scale: jax.Array) -> Sequence[jax.Array]:
         raise NotImplementedError
 
-    def encode(self, x: jax.Array, random_bits: jax.Array, *coding: jax.Array) -> jax.Array:
+    def decoding(self, scale: jax.Array) -> Sequence[jax.Array]:
         raise NotImplementedError
 
-    def decode(self, codes: jax.Array, *coding: jax.Array) -> jax.Array:
+    def encode(self, x: jax.Array, random_bits: jax.Array, *encoding: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+    def decode(self, codes: jax.Array, *decoding: jax.Array) -> jax.Array:
         raise NotImplementedError
 
     def init(self, param: Any, fill_value: ArrayLike) -> jax.Array:
@@ -112,21 +115,22 @@ class Scaled:
         return jnp.full_like(param, code, dtype=self.dtype)
 
     def load(self, kept: jax.Array, slot: Any, shared: jax.Array) -> jax.Array:
-        coding = [slot.read(shared, 1 + i) for i in range(self.width)]
-        return self.decode(kept, *coding)
+        last = 1 + self._widths[0]
+        return self.decode(kept, *(slot.read(shared, i) for i in range(1, last)))
 
     def store(
         self, average: jax.Array, kept: jax.Array, slot: Any, shared: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        average = _as_constant(average)
-        coding = [slot.read(shared, 1 + self.width + i) for i in range(self.width)]
-        codes = self.encode(average, slot.random_bits(shared, kept.shape), *coding)
+        average, first = _as_constant(average), 1 + self._widths[0]
+        encoding = (slot.read(shared, i) for i in range(first, first + self._widths[1]))
+        codes = self.encode(average, slot.random_bits(shared, kept.shape), *encoding)
         return codes, slot.max(average)
 
     @functools.cached_property
-    def width(self) -> int:
-        """How many numbers `coding` has for a leaf."""
-        return len(jax.eval_shape(self.coding, jnp.zeros(())))
+    def _widths(self) -> tuple[int, int]:
+        """How many numbers `decoding` and `encoding` have for a leaf."""
+        found = (jax.eval_shape(f, jnp.float32(0)) for f in (self.decoding, self.encoding))
+        return tuple(map(len, found))
 
     def scale_of(self, amax: jax.Array) -> jax.Array:
         """The scale with which an element of size ``amax``, if not tiny, is kept exactly."""
@@ -134,7 +138,7 @@ class Scaled:
 
     def encode_nearest(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         """The codes of ``x``, rounded to nearest."""
-        return self.encode(x, jnp.uint32(2**31), *self.coding(scale))
+        return self.encode(x, jnp.uint32(2**31), *self.encoding(scale))
 
     def next_scale(self, amax: jax.Array, scale: jax.Array, shrink: ArrayLike) -> jax.Array:
         """The scale times ``shrink``, and times the power of two that suits the last amax."""

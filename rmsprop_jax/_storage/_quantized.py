@@ -75,7 +75,7 @@ def dequantize(averages: Quantized) -> Any:
         # Models that were stacked, as by vmap, have a scale each.
         scale = jnp.expand_dims(scale, range(scale.ndim, codes.ndim))
         kept_as = format_of(codes.dtype)
-        return kept_as.decode(codes, *kept_as.coding(scale))
+        return kept_as.decode(codes, *kept_as.decoding(scale))
 
     return treedef.unflatten(value(codes, all_scales[..., i]) for i, codes in enumerate(leaves))
 
@@ -114,7 +114,7 @@ def next_scales(
     amax, scale = (_take(vector, at) for vector in (averages.amax, averages.scale))
     kept_as = format_of(column[given[0]].dtype)
     next_scale = kept_as.next_scale(amax, scale, shrink)
-    return next_scale, [*kept_as.coding(scale), *kept_as.coding(next_scale)]
+    return next_scale, [*kept_as.decoding(scale), *kept_as.encoding(next_scale)]
 
 
 def replaced(

@@ -20,6 +20,8 @@ from rmsprop_jax import sharding
 STORAGES = {"float32": 4, "bfloat16": 2, "float8_e5m2": 1}
 SLICES = {"v5e:2x4": 8, "v5e:16x16": 256}
 
+ONE_NUMBER = {"f32[]", "f32[1]"}
+
 axis_types = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 
 
@@ -43,7 +45,9 @@ def test_state_shrinks_with_the_chips_and_is_not_moved(dtype, topology):
 
     scales = len(jax.tree.leaves(params)) if dtype == "float8_e5m2" else 0
     assert {c.kind for c in measured.collectives} == ({"all-reduce"} if scales else set())
-    assert [shape for c in measured.collectives for shape in c.shapes] == ["f32[]"] * scales
+    reduced = [shape for c in measured.collectives for shape in c.shapes]
+    assert len(reduced) == scales
+    assert set(reduced) <= ONE_NUMBER
 
 
 # ZeRO-1: replicated parameters, sharded state, reduce-scattered gradients.
@@ -87,7 +91,7 @@ def compile_zero(axis_type, dtype, constrained=True, shard_state=True):
 def shapes(compiled, kind):
     """Of all collectives of a kind that are no scalars, in order."""
     found = [shape for c in tpu.collectives(compiled) if c.kind == kind for shape in c.shapes]
-    return sorted(shape for shape in found if shape != "f32[]")
+    return sorted(shape for shape in found if shape not in ONE_NUMBER)
 
 
 # Each parameter once.
@@ -109,10 +113,10 @@ def test_zero_moves_gradients_and_parameters_and_never_the_state(dtype, state_by
     # One byte's scales are scalars.
     assert shapes(compiled, "all-reduce") == []
 
-    # Parameters, an eighth of the state and of the batch; two scales per 8-bit leaf and the
-    # step counters, in 512 bytes each.
+    # Parameters, an eighth of the state and of the batch; one vector each of amaxes and of
+    # scales for 8-bit leaves, and two step counters, in 512 bytes each.
     expected = 4 * SIZE + state_bytes * SIZE / 8 + 4 * math.prod(BATCH) / 8
-    scalars = 6 * 512 if dtype == "float8_e5m2" else 0
+    scalars = 4 * 512 if dtype == "float8_e5m2" else 0
     assert compiled.memory_analysis().argument_size_in_bytes == expected + scalars
 
 
