@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.tree_util import DictKey, keystr, tree_leaves_with_path
 from jax.typing import ArrayLike
 
@@ -60,7 +61,7 @@ class Diagnoses(dict[str, Diagnosis]):
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(dict(self))
-        if any(isinstance(x, jax.core.Tracer) for x in leaves):
+        if any(isinstance(x, Tracer) for x in leaves):
             return f"Diagnoses({dict(self)})"
         rows = [_shown(path, x) for path, x in jax.device_get(dict(self)).items()]
         table = [("leaf", *_COLUMNS), *rows]

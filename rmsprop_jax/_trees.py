@@ -88,7 +88,7 @@ def per_leaf(
     for name, column in zip(averages, columns, strict=True):
         _check_averages(name, column, gradients, updates, accumulator_dtype)
     traced = any(isinstance(g, Tracer) for g in gradients)
-    next_scales: list[Any] = [None] * len(columns)
+    next_scales: Sequence[Any] = [None] * len(columns)
     slots: list[Any] = [[None] * len(given)] * len(columns)
     if count is not None and given and _storage.is_low_precision(accumulator_dtype):
         paths = paths_of(updates)

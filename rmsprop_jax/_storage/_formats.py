@@ -129,8 +129,9 @@ class Scaled:
     @functools.cached_property
     def _widths(self) -> tuple[int, int]:
         """How many numbers `decoding` and `encoding` have for a leaf."""
-        found = (jax.eval_shape(f, jnp.float32(0)) for f in (self.decoding, self.encoding))
-        return tuple(map(len, found))
+        scale = jax.ShapeDtypeStruct((), jnp.float32)
+        decoding, encoding = (jax.eval_shape(f, scale) for f in (self.decoding, self.encoding))
+        return len(decoding), len(encoding)
 
     def scale_of(self, amax: jax.Array) -> jax.Array:
         """The scale with which an element of size ``amax``, if not tiny, is kept exactly."""
