@@ -411,10 +411,11 @@ def test_range_of_one_byte():
     assert (np.asarray(v)[-2:] == 0).mean() > 0.99
 
 
-def moments_and_ratio(decay, g):
-    """One byte's v after each step, float64's, and how much longer each step is than it should be.
+def moments_and_ratios(decay, cases):
+    """Of gradients (cases, steps, elements), each case a leaf of its own, after each step.
 
-    The last is over the elements but the first.
+    One byte's v, float64's, and how much longer steps are than they should be, over the elements
+    but the first.
     """
     tx = scale_by_rms(decay, eps=0.0, accumulator_dtype="float8_e5m2")
 
@@ -422,62 +423,72 @@ def moments_and_ratio(decay, g):
         updates, state = tx.update(g, state)
         return state, (updates, second_moment(state))
 
-    updates, v = jax.jit(lambda g: jax.lax.scan(step, tx.init(g[0]), g)[1])(jnp.asarray(g))
-    expected, last = [], 0.0
-    for x in g.astype(float):
-        last = decay * last + (1 - decay) * x**2
-        expected.append(last)
-    expected = np.array(expected)
-    lengths = abs(g[:, 1:] / np.sqrt(expected[:, 1:])).sum(1)
-    return np.asarray(v, float), expected, abs(np.asarray(updates))[:, 1:].sum(1) / lengths
+    def run_one(g):
+        return jax.lax.scan(step, tx.init(g[0]), g)[1]
+
+    updates, v = jax.jit(jax.vmap(run_one))(jnp.asarray(cases, jnp.float32))
+    expected, last = np.zeros(cases.shape), 0.0
+    for t in range(cases.shape[1]):
+        last = decay * last + (1 - decay) * cases[:, t].astype(float) ** 2
+        expected[:, t] = last
+    lengths = abs(cases[..., 1:] / np.sqrt(expected[..., 1:])).sum(-1)
+    return np.asarray(v, float), expected, abs(np.asarray(updates))[..., 1:].sum(-1) / lengths
 
 
-@pytest.mark.parametrize("spikes", [1, 2, 10])
-@pytest.mark.parametrize("size", [1e3, 1e6, 1e9, 1e12])
+def noise(cases, before, after, elements=300):
+    """The same gradients for each case."""
+    g = np.random.default_rng(0).standard_normal((before + after, elements))
+    return np.stack([g] * cases).astype(np.float32)
+
+
 @pytest.mark.parametrize("decay", DECAYS)
-def test_a_spike_in_one_element_does_not_lengthen_the_steps_of_others(decay, size, spikes):
+def test_a_spike_in_one_element_does_not_lengthen_the_steps_of_others(decay):
     """Nor do several in a row: what counts for the scale grows by at most 4 a step."""
+    spikes = [(size, steps) for size in (1e3, 1e6, 1e9, 1e12) for steps in (1, 2, 10)]
     before = round(3 / (1 - decay))
-    after = before + spikes
-    g = np.random.default_rng(0).standard_normal((after + 100, 300)).astype(np.float32)
-    g[before:after, 0] *= size
-    _, _, ratio = moments_and_ratio(decay, g)
-    assert ratio[before:].max() <= 1.2
+    g = noise(len(spikes), before, 110)
+    for case, (size, steps) in zip(g, spikes, strict=True):
+        case[before : before + steps, 0] *= size
+    _, _, ratios = moments_and_ratios(decay, g)
+    assert ratios[:, before:].max() <= 1.2
 
 
-@pytest.mark.parametrize("size", [1e3, 1e6])
 @pytest.mark.parametrize("decay", DECAYS)
-def test_an_average_catches_up_with_gradients_that_grow_for_good(decay, size):
+def test_an_average_catches_up_with_gradients_that_grow_for_good(decay):
     before = round(3 / (1 - decay))
-    g = np.random.default_rng(0).standard_normal((before + 40, 300)).astype(np.float32)
-    g[before:] *= size
-    v, expected, _ = moments_and_ratio(decay, g)
-    assert v[-1].mean() >= 0.5 * expected[-1].mean()
+    g = noise(2, before, 40)
+    for case, size in zip(g, (1e3, 1e6), strict=True):
+        case[before:] *= size
+    v, expected, _ = moments_and_ratios(decay, g)
+    assert (v[:, -1].mean(-1) >= 0.5 * expected[:, -1].mean(-1)).all()
 
 
 @pytest.mark.parametrize(
-    ("decay", "of_30", "of_100", "of_1000"),
-    [(0.9, 0.7, 0.1, 0.001), (0.99, 0.95, 0.4, 0.005), (0.999, 0.95, 0.95, 0.05)],
+    ("decay", "least"),
+    [(0.9, (0.7, 0.1, 0.001)), (0.99, (0.95, 0.4, 0.005)), (0.999, (0.95, 0.95, 0.05))],
 )
-def test_after_one_bad_batch_the_damping_is_lost_in_part(decay, of_30, of_100, of_1000):
-    """The share of the average that is left, as the docstring of `rmsprop` says."""
+def test_after_one_bad_batch_the_damping_is_lost_in_part(decay, least):
+    """The share of the average that is left, as README says."""
     before = round(3 / (1 - decay))
-    for size, least in ((30, of_30), (100, of_100), (1000, of_1000)):
-        g = np.random.default_rng(0).standard_normal((before + 21, 1000)).astype(np.float32)
-        g[before] *= size
-        v, expected, _ = moments_and_ratio(decay, g)
-        assert least <= v[-1].mean() / expected[-1].mean() <= least * 2.5 + 0.01
+    g = noise(3, before, 21, elements=1000)
+    for case, size in zip(g, (30, 100, 1000), strict=True):
+        case[before] *= size
+    v, expected, _ = moments_and_ratios(decay, g)
+    left = v[:, -1].mean(-1) / expected[:, -1].mean(-1)
+    assert (left >= least).all()
+    assert (left <= 2.5 * np.array(least) + 0.01).all()
 
 
-@pytest.mark.parametrize("period", [2, 10, 64])
 @pytest.mark.parametrize("decay", DECAYS)
-def test_periodic_gradients(decay, period):
-    """A loud step in so many, three times as loud as the others."""
-    g = np.random.default_rng(0).standard_normal((round(6 / (1 - decay)), 500))
-    g[::period] *= 3
-    v, expected, _ = moments_and_ratio(decay, g.astype(np.float32))
-    last = slice(-2 * period, None)
-    assert abs((v[last] / expected[last]).mean() - 1) <= 0.01
+def test_periodic_gradients(decay):
+    """One step in 2, 10 or 64 is three times as loud as the others."""
+    periods = (2, 10, 64)
+    g = noise(len(periods), 0, round(6 / (1 - decay)), elements=500)
+    for case, period in zip(g, periods, strict=True):
+        case[::period] *= 3
+    v, expected, _ = moments_and_ratios(decay, g)
+    last = slice(-2 * max(periods), None)
+    assert (abs((v[:, last] / expected[:, last]).mean((1, 2)) - 1) <= 0.01).all()
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -580,6 +591,31 @@ def test_a_file_that_does_not_know_the_dtype_holds_its_bytes(write_and_read, tmp
     read = jnp.asarray(write_and_read(codes.view(jnp.uint8), tmp_path)).view(codes.dtype)
     again = state._replace(nu_quantized=state.nu_quantized._replace(codes=read))
     np.testing.assert_array_equal(second_moment(again), second_moment(state))
+
+
+@pytest.mark.parametrize("field", ["amax", "scale"])
+def test_vectors_of_another_tree_are_rejected(field):
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    tx = scale_by_rms(accumulator_dtype="float8_e5m2")
+    state = tx.init(params)
+    short = state.nu_quantized._replace(**{field: jnp.ones(1)})
+    with pytest.raises(
+        ValueError, match=rf"{field} must have one number for each of 2 leaves.*\(1,\)"
+    ):
+        tx.update(params, state._replace(nu_quantized=short))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_gradient_of_none_leaves_codes_and_scale_alone(dtype):
+    """Also where one None stands for several leaves."""
+    params = {"a": jnp.ones(3), "b": {"c": jnp.ones(2), "d": jnp.ones(4)}, "e": jnp.ones(1)}
+    tx = scale_by_rms(accumulator_dtype=dtype)
+    _, state = tx.update(params, tx.init(params))
+    _, after = tx.update(params | {"b": None}, state)
+    v, before = second_moment(after), second_moment(state)
+    jax.tree.map(assert_same_bits, v["b"], before["b"])
+    assert (v["a"] > before["a"]).all()
+    assert (v["e"] > before["e"]).all()
 
 
 def test_vmap_over_models():
