@@ -99,6 +99,7 @@ def slots(
     ]
 
 
+@jax.jit
 def one_by_one(shared: jax.Array, last: jax.Array) -> jax.Array:
     """The vector, for a leaf that is to have a kernel of its own on a GPU: not before ``last``.
 
