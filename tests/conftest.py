@@ -1,5 +1,6 @@
 """For every test: eight simulated devices, quick compilations, reproducible properties."""
 
+import gc
 from functools import partialmethod
 
 import pytest
@@ -17,6 +18,13 @@ hypothesis.settings.register_profile(
     "default", deadline=None, derandomize=True, max_examples=25, print_blob=True
 )
 hypothesis.settings.load_profile("default")
+
+
+def pytest_collection_finish():
+    """What is imported stays: Python need not look through it for garbage after every trace."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)

@@ -117,7 +117,7 @@ def test_state_size(options, words):
 @pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 110), ("float8_e5m2", 245)])
 def test_low_precision_is_a_short_program(dtype, most):
     """Instructions a leaf, and two thirds more for momentum or the mean."""
-    shapes = [(64, 64)] * 8 + [(64,)] * 8 + [(256, 64)] * 8
+    shapes = [(64, 64)] * 4 + [(64,)] * 4 + [(256, 64)] * 4
     for options, factor in (({}, 1), ({"momentum": 0.9}, 1.7), ({"centered": True}, 1.7)):
         optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype, **options)
         params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]

@@ -108,6 +108,7 @@ def test_jit_equals_eager_when_centred(seed, kwargs):
 def test_vmap_equals_a_loop(gs, kwargs, rates):
     """Over three models and their learning rates at once, or one by one."""
 
+    @jax.jit
     def updates(rate, gs):
         optimizer = rmsprop(rate, **kwargs)
         params = jnp.ones_like(gs[0])

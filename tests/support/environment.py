@@ -6,10 +6,13 @@ from importlib.metadata import version
 
 # Eight simulated devices: Optax's own sharding tests ask for them by this variable.
 _DEVICES = {"xla_force_host_platform_device_count": "8"}
-# Machine code that is made in less than half the time and need not be fast, and the options of a
-# compilation that has users' code again.
-_FAST = {"xla_backend_optimization_level": "0"}
-OPTIMIZED: dict[str, bool | int] = {"xla_backend_optimization_level": 3}
+# Machine code that is made in less than half the time and need not be fast, by the worker alone;
+# and the options of a compilation that has users' code again.
+_FAST = {"xla_backend_optimization_level": "0", "xla_cpu_parallel_codegen_split_count": "1"}
+OPTIMIZED: dict[str, bool | int] = {
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_parallel_codegen_split_count": 32,
+}
 # A flag that XLA does not know ends the process.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     _FAST["xla_cpu_use_fusion_emitters"] = "false"

@@ -29,18 +29,14 @@ def weights(decay, t):
 def mean_square(gradients, decay, start=0.0, bias_correction=False):
     """[H] The average of |g|^2 after all ``gradients``, an array (steps, ...)."""
     w, rest = weights(decay, len(gradients))
-    total = rest * start
-    for weight, g in zip(w, gradients, strict=True):
-        total = total + weight * abs(g) ** 2
+    total = rest * start + np.tensordot(w, abs(gradients) ** 2, 1)
     return total / (1 - rest) if bias_correction else total  # [K]
 
 
 def mean(gradients, decay, bias_correction=False):
     """[G, eq. 39] The average of g, from a start at zero."""
     w, rest = weights(decay, len(gradients))
-    total = 0.0
-    for weight, g in zip(w, gradients, strict=True):
-        total = total + weight * g
+    total = np.tensordot(w, gradients, 1)
     return total / (1 - rest) if bias_correction else total
 
 
@@ -52,9 +48,7 @@ def variance(gradients, decay, start=0.0, bias_correction=False):
     """
     w, rest = weights(decay, len(gradients))
     m = mean(gradients, decay, bias_correction)
-    total = rest * start
-    for weight, g in zip(w, gradients, strict=True):
-        total = total + weight * abs(g - m) ** 2
+    total = rest * start + np.tensordot(w, abs(gradients - m) ** 2, 1)
     if bias_correction:
         return total / (1 - rest)
     return total + rest * abs(m) ** 2
