@@ -150,13 +150,13 @@ def bytes_moved(method: Method) -> float | None:
     return tpu.bytes_accessed(compiled) / 4096**2
 
 
-def train_in_torch(method: Method, decay: float, epochs: int) -> np.ndarray:
+def train_in_torch(method: Method, decay: float, epochs: int, seeds: int) -> np.ndarray:
     """The losses of `training.digits` at the end, one for each seed."""
     assert torch is not None
     images, labels = training.digits().examples
     images, labels = torch.tensor(np.asarray(images)), torch.tensor(np.asarray(labels)).long()
     losses = []
-    for seed in range(training.SEEDS):
+    for seed in range(seeds):
         torch.manual_seed(seed)
         hidden, output = torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)
         for layer in (hidden, output):
@@ -175,11 +175,11 @@ def train_in_torch(method: Method, decay: float, epochs: int) -> np.ndarray:
     return np.array(losses)
 
 
-def final_losses(method: Method, epochs: int) -> np.ndarray:
+def final_losses(method: Method, epochs: int, seeds: int) -> np.ndarray:
     """Training losses of the digits network at the end, (decays, seeds)."""
     if method.storage is not None:
-        return training.train(training.digits(), method.storage, epochs)[..., -1]
-    return np.stack([train_in_torch(method, decay, epochs) for decay in DECAYS])
+        return training.train(training.digits(), method.storage, epochs, seeds)[..., -1]
+    return np.stack([train_in_torch(method, decay, epochs, seeds) for decay in DECAYS])
 
 
 def draw(
@@ -206,7 +206,8 @@ def draw(
             label = None if j else f"decay {decay}"
             left.semilogy(x, ends, "o", color=color, markersize=4, label=label)
     left.set_xticks(range(len(losses)), [name.replace(", ", ",\n") for name in losses])
-    left.set_ylabel(f"training loss of the digits (nats), {training.SEEDS} seeds")
+    seeds = next(iter(losses.values())).shape[1]
+    left.set_ylabel(f"training loss of the digits (nats), {seeds} seeds")
     left.legend(ncols=3, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
     right.barh(list(sizes)[::-1], list(sizes.values())[::-1], color="0.6")
     right.set_xlabel("bytes of state per parameter")
@@ -220,17 +221,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--epochs", type=int, default=150, help="passes over the digits")
+    parser.add_argument("--seeds", type=int, default=training.SEEDS, help="networks of each")
     parser.add_argument("--output", type=Path, default=Path("accumulators.png"), help="the picture")
     args = parser.parse_args()
-    if args.epochs < 1:
-        parser.error("--epochs must be at least 1")
+    if min(args.epochs, args.seeds) < 1:
+        parser.error("--epochs and --seeds must be at least 1")
 
     found = methods()
     rows, ratios, losses = [], {}, {}
     for name, method in tqdm(found.items(), unit="method"):
         uniform = [errors(method, "factor of 400", decay)[0] for decay in DECAYS]
         ratios[name] = errors(method, "log-normal", 0.999)
-        losses[name] = final_losses(method, args.epochs)
+        losses[name] = final_losses(method, args.epochs, args.seeds)
         moved = bytes_moved(method)
         rows.append(
             [

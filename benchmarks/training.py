@@ -62,21 +62,22 @@ def main() -> None:
         "--epochs", type=int, nargs=2, default=[150, 12], metavar=("DIGITS", "CHARACTERS"),
         help="passes over the data",
     )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="networks in each way")
     parser.add_argument("--output", type=Path, default=Path("training.png"), help="the picture")
     args = parser.parse_args()
-    if min(args.epochs) < 1:
-        parser.error("--epochs must be at least 1")
+    if min(*args.epochs, args.seeds) < 1:
+        parser.error("--epochs and --seeds must be at least 1")
 
     results: dict[str, dict[str, np.ndarray]] = {}
     with tqdm(total=len(TASKS) * len(STORAGES | NEAREST), unit="run") as progress:
         for (name, make), epochs in zip(TASKS.items(), args.epochs, strict=True):
             task, results[name] = make(), {}
             for storage_name, storage in (STORAGES | NEAREST).items():
-                results[name][storage_name] = train(task, storage, epochs)
+                results[name][storage_name] = train(task, storage, epochs, args.seeds)
                 progress.update()
 
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}; epochs {args.epochs}")
-    print(f"training loss at the end, mean of {SEEDS} seeds; of float32 also least and most\n")
+    print(f"training loss at the end, mean of {args.seeds} seeds; of float32 also least and most\n")
     columns = [(task, i) for task in results for i in range(len(DECAYS))]
     print(f"| {'storage':26} | " + " | ".join(f"{t[:6]} {DECAYS[i]:<5}" for t, i in columns) + " |")
     print("|---" * (1 + len(columns)) + "|")

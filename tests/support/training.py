@@ -161,7 +161,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 TASKS = {"digits": digits, "characters": characters}
 
 
-def train(task: Task, storage: Storage, epochs: int) -> np.ndarray:
+def train(task: Task, storage: Storage, epochs: int, seeds: int = SEEDS) -> np.ndarray:
     """The loss on all examples after each epoch: (decays, seeds, epochs)."""
     examples = len(jax.tree.leaves(task.examples)[0])
     steps = examples // BATCH
@@ -186,9 +186,9 @@ def train(task: Task, storage: Storage, epochs: int) -> np.ndarray:
         carry = (params, optimizer.init(params), jnp.int32(0))
         return jax.lax.scan(epoch, carry, jax.random.split(key, epochs))[1]
 
-    seeds = jax.random.split(jax.random.key(0), SEEDS)
+    keys = jax.random.split(jax.random.key(0), seeds)
     over_seeds = jax.vmap(run, in_axes=(None, 0))
     if storage.traced:
         over_decays = jax.vmap(over_seeds, in_axes=(0, None))
-        return np.asarray(compiled(over_decays, jnp.asarray(DECAYS), seeds))
-    return np.stack([compiled(partial(over_seeds, decay), seeds) for decay in DECAYS])
+        return np.asarray(compiled(over_decays, jnp.asarray(DECAYS), keys))
+    return np.stack([compiled(partial(over_seeds, decay), keys) for decay in DECAYS])

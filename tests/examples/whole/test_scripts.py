@@ -58,11 +58,11 @@ def test_resume_from_torch(result):
 
 
 SMALL = {
-    "step": ["--log2-size", "16", "--rounds", "2", "--leaves", "1", "8"],
-    "gpu": ["--log2-size", "16", "--rounds", "2", "--leaves", "1", "8"],
+    "step": ["--log2-size", "16", "--rounds", "2", "--leaves", "2"],
+    "gpu": ["--log2-size", "16", "--rounds", "2", "--leaves", "2"],
     "arithmetic": [],
-    "accumulators": ["--epochs", "1", "--output", "picture.png"],
-    "training": ["--epochs", "1", "1", "--output", "picture.png"],
+    "accumulators": ["--epochs", "1", "--seeds", "1", "--output", "picture.png"],
+    "training": ["--epochs", "1", "1", "--seeds", "1", "--output", "picture.png"],
 }
 
 
