@@ -32,8 +32,13 @@ def rms(
     Returns:
       The scaled gradient, and the new v.
     """
-    v = decay * v + weight * abs_sq(g)
+    v = mean_square(g, v, decay=decay, weight=weight)
     return over_root(g, v / correction, eps, eps_in_sqrt), v
+
+
+def mean_square(g: jax.Array, v: jax.Array, *, decay: Scalar, weight: Scalar) -> jax.Array:
+    """The moving average of the square."""
+    return decay * v + weight * abs_sq(g)
 
 
 def stddev(

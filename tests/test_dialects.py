@@ -33,8 +33,16 @@ SIGNATURES = {
     for name, function in reference.DIALECTS.items()
 }
 WITH_MOMENTUM = [name for name, options in SIGNATURES.items() if "momentum" in options]
-DECAYS = ("alpha", "rho", "decay", "momentum")
-FLAGS = ("centered", "maximize")
+# What may also be given to the dialect, by name.
+BY_NAME = {"tf_keras": {"decay": 0.0}, "timm": {"mask": None}}
+FLAGS = ("centered", "maximize", "decoupled_decay", "lr_in_momentum", "decouple_wd")
+FRACTIONS = [
+    (name, k)
+    for name, options in SIGNATURES.items()
+    for k in options
+    if k in ("alpha", "rho", "decay", "momentum", "mom", "sqr_mom")
+    and (name, k) != ("tf_keras", "decay")  # of its learning rate
+]
 NUMBERS = [(name, k) for name, options in SIGNATURES.items() for k in options if k not in FLAGS]
 # Two values of every argument, wherever it stands.
 VALUES = {
@@ -52,9 +60,15 @@ VALUES = {
     "global_clipnorm": [0.5, 0.1],
     "centered": [True, False],
     "maximize": [True, False],
+    "decoupled_decay": [True, False],
+    "lr_in_momentum": [True, False],
+    "mom": [0.9, 0.0],
+    "sqr_mom": [0.9, 0.99],
+    "wd": [1e-3, 0.0],
+    "decouple_wd": [True, False],
 }
 # With weight decay inside it: see tests/frameworks/test_parity.py.
-PENALIZED = ["pytorch"]
+PENALIZED = ["pytorch", "timm", "stable_baselines3", "fastai"]
 
 
 def rate_of(name):
@@ -77,10 +91,15 @@ def test_every_dialect_has_a_reference():
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(name):
-    *parameters, ours = inspect.signature(dialects.DIALECTS[name]).parameters.values()
-    assert [(p.name, p.default) for p in parameters] == list(SIGNATURES[name].items())
-    assert {p.kind for p in parameters} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    assert (ours.name, ours.default, ours.kind) == ("accumulator_dtype", None, ours.KEYWORD_ONLY)
+    parameters = inspect.signature(dialects.DIALECTS[name]).parameters.values()
+    by_name = BY_NAME.get(name, {})
+    assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == {
+        "accumulator_dtype": None,
+        **by_name,
+    }
+    assert [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == [
+        (k, default) for k, default in SIGNATURES[name].items() if k not in by_name
+    ]
 
 
 def changed(name):
@@ -371,7 +390,7 @@ REFUSED = [
         (name, k, jnp.ones(3), ValueError, "one number"),
         *(
             ((name, k, bad, ValueError, "< 1") for bad in NOT_IN_UNIT_INTERVAL)
-            if k in DECAYS
+            if (name, k) in FRACTIONS
             else ((name, k, bad, ValueError, "finite") for bad in NOT_FINITE)
             if k == rate_of(name)
             else ((name, k, bad, ValueError, ">= 0") for bad in NOT_A_SIZE)

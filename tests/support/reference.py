@@ -195,6 +195,108 @@ def tensorflow_v1(
     return of_each_leaf(rmsprop, gradients, params, learning_rate, initial_scale=1.0, **options)
 
 
+def tf_keras(
+    gradients,
+    params,
+    learning_rate=1e-3,
+    rho=0.9,
+    momentum=0.0,
+    epsilon=1e-7,
+    centered=False,
+    clipnorm=None,
+    clipvalue=None,
+    global_clipnorm=None,
+    decay=0.0,
+):
+    """`tf.keras.optimizers.legacy.RMSprop`, by its code: eps inside the root beside momentum."""
+
+    def rate(t):
+        at = learning_rate(t) if callable(learning_rate) else learning_rate
+        return at / (1 + decay * t)
+
+    gradients = keras_clipped(gradients, clipvalue=clipvalue)
+    return of_each_leaf(
+        rmsprop,
+        keras_clipped(gradients, clipnorm, None, global_clipnorm),
+        params,
+        rate,
+        decay=rho,
+        eps=epsilon or 1e-7,
+        eps_in_sqrt=momentum > 0,
+        centered=centered,
+        momentum=momentum,
+    )
+
+
+def timm(
+    gradients,
+    params,
+    lr=1e-2,
+    alpha=0.9,
+    eps=1e-10,
+    weight_decay=0.0,
+    momentum=0.0,
+    centered=False,
+    decoupled_decay=False,
+    lr_in_momentum=True,
+):
+    """`timm.optim.RMSpropTF`, by its docstring: torch's, from one, eps inside, the rate too."""
+    options = (lr, alpha, eps, weight_decay, momentum, centered, decoupled_decay, lr_in_momentum)
+    return of_each_leaf(timm_leaf, gradients, params, *options)
+
+
+def timm_leaf(
+    gradients, params, lr, alpha, eps, weight_decay, momentum, centered, decoupled, lr_in_momentum
+):
+    """The updates of one leaf."""
+    second_moment = variance if centered else mean_square
+    seen, updates = [], []
+    buffer = np.zeros_like(params)
+    for t, g in enumerate(gradients):
+        rate = lr(t) if callable(lr) else lr
+        seen.append(g if decoupled else g + weight_decay * params)
+        x = normalize(seen[-1], second_moment(np.stack(seen), alpha, 1.0), eps, eps_in_sqrt=True)
+        buffer = momentum * buffer + (rate * x if lr_in_momentum else x)
+        step = -buffer if lr_in_momentum else -rate * buffer
+        updates.append(step - rate * weight_decay * params if decoupled else step)
+        params = params + updates[-1]
+    return np.stack(updates)
+
+
+def stable_baselines3(
+    gradients,
+    params,
+    lr=1e-2,
+    alpha=0.99,
+    eps=1e-8,
+    weight_decay=0.0,
+    momentum=0.0,
+    centered=False,
+):
+    """`RMSpropTFLike` of Stable-Baselines3, by its code: torch's, from one, eps inside."""
+    options = (lr, alpha, eps, weight_decay, momentum, centered)
+    return timm(gradients, params, *options, lr_in_momentum=False)
+
+
+def fastai(gradients, params, lr, mom=0.0, sqr_mom=0.99, eps=1e-8, wd=0.0, decouple_wd=True):
+    """`fastai.optimizer.RMSProp`, by its steps: momentum of gradients, divided afterwards."""
+    return of_each_leaf(fastai_leaf, gradients, params, lr, mom, sqr_mom, eps, wd, decouple_wd)
+
+
+def fastai_leaf(gradients, params, lr, mom, sqr_mom, eps, wd, decouple_wd):
+    """The updates of one leaf."""
+    seen, updates = [], []
+    buffer = np.zeros_like(params)
+    for t, g in enumerate(gradients):
+        rate = lr(t) if callable(lr) else lr
+        seen.append(g if decouple_wd else g + wd * params)
+        buffer = mom * buffer + seen[-1]
+        x = normalize(buffer, mean_square(np.stack(seen), sqr_mom), eps, eps_in_sqrt=False)
+        updates.append(-rate * x - (rate * wd * params if decouple_wd else 0))
+        params = params + updates[-1]
+    return np.stack(updates)
+
+
 def hinton(gradients, params, learning_rate, decay=0.9):
     """[H] As the slide has it, without eps."""
     return of_each_leaf(rmsprop, gradients, params, learning_rate, decay=decay, eps=0.0)
@@ -212,4 +314,10 @@ def dqn(gradients, params, learning_rate=2.5e-4, decay=0.95, eps=0.01):
     return of_each_leaf(rmsprop, gradients, params, learning_rate, **options)
 
 
-DIALECTS = {f.__name__: f for f in (pytorch, keras, tensorflow_v1, hinton, graves, dqn)}
+DIALECTS = {
+    f.__name__: f
+    for f in (
+        pytorch, keras, tf_keras, tensorflow_v1, timm, stable_baselines3, fastai,
+        hinton, graves, dqn,
+    )
+}  # fmt: skip

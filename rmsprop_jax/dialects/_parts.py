@@ -1,0 +1,100 @@
+"""What dialects are composed of, unchecked."""
+
+from typing import Any
+
+import jax
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from rmsprop_jax import _numerics, _transform, _validate
+
+
+def averages(
+    decay: ArrayLike,
+    eps: ArrayLike,
+    centered: bool,
+    accumulator_dtype: DTypeLike | None,
+    *,
+    eps_in_sqrt: bool,
+    initial_scale: float = 0.0,
+) -> optax.GradientTransformation:
+    """Each gradient over the root of its average, or over its standard deviation."""
+    _validate.flag(centered=centered)
+    _validate.accumulator_dtype(accumulator_dtype)
+    scale_by: Any = _transform.stddev if centered else _transform.rms
+    return scale_by(
+        decay=decay,
+        eps=eps,
+        initial_scale=initial_scale,
+        eps_in_sqrt=eps_in_sqrt,
+        accumulator_dtype=accumulator_dtype,
+    )
+
+
+def heavy_ball(
+    momentum: ArrayLike, accumulator_dtype: DTypeLike | None
+) -> optax.GradientTransformation:
+    """Momentum as frameworks have it: no buffer at 0."""
+    if buffered(momentum) is None:
+        return optax.identity()
+    return _transform.trace(momentum=momentum, accumulator_dtype=accumulator_dtype)
+
+
+def buffered(momentum: ArrayLike) -> ArrayLike | None:
+    """None where the frameworks keep no buffer."""
+    _validate.fraction(momentum=momentum)
+    return None if _validate.is_zero(momentum) else momentum
+
+
+def l2(weight_decay: ArrayLike | None, mask: Any = None) -> optax.GradientTransformation:
+    """Weight decay as a penalty, ``g + weight_decay * w``, in front of the averages."""
+    if weight_decay is None:
+        return optax.identity()
+    return _transform.decayed_weights(weight_decay, mask=mask)
+
+
+def decoupled(
+    weight_decay: ArrayLike | None, learning_rate: Any, mask: Any = None
+) -> optax.GradientTransformation:
+    """Weight decay that no average sees, at the end of a chain."""
+    if weight_decay is None:
+        return optax.identity()
+    return _transform.decayed_weights(weight_decay, learning_rate, mask)
+
+
+def at_most_one(**limits: ArrayLike | None) -> None:
+    """Raises if more than one is given."""
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if len(given) > 1:
+        raise ValueError(f"only one of {', '.join(limits)} may be given, got {given}")
+
+
+def clip(**limits: ArrayLike | None) -> optax.GradientTransformation:
+    """Clips gradients to each limit that is given, in this order."""
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    _validate.nonnegative(**given)
+    steps = [_CLIPPERS[name](limit) for name, limit in given.items()]
+    return optax.chain(*steps) if steps else optax.identity()
+
+
+def _clip_by_norm(limit: ArrayLike) -> optax.GradientTransformation:
+    def clip(g: jax.Array) -> jax.Array:
+        return _numerics.clip_to_norm(g, _numerics.norm([g]), limit)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
+def _clip_by_global_norm(limit: ArrayLike) -> optax.GradientTransformation:
+    # optax.clip_by_global_norm has no derivative at zero.
+    def clip(updates: optax.Updates, _: object) -> optax.Updates:
+        norm = _numerics.norm(jax.tree.leaves(updates))
+        return jax.tree.map(lambda g: _numerics.clip_to_norm(g, norm, limit), updates)
+
+    return optax.stateless(clip)
+
+
+_CLIPPERS = {
+    "clipnorm": _clip_by_norm,
+    "clipvalue": optax.clip,
+    "global_clipnorm": _clip_by_global_norm,
+}

@@ -1,0 +1,305 @@
+"""PyTorch's RMSprop, and those that others made of it."""
+
+from typing import Any
+
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from rmsprop_jax import _transform, _validate
+from rmsprop_jax._checked import checked
+from rmsprop_jax._momentum_first import momentum_over_rms
+from rmsprop_jax.dialects._parts import averages, decoupled, heavy_ball, l2
+
+
+def pytorch(
+    lr: ArrayLike | optax.Schedule = 1e-2,
+    alpha: ArrayLike = 0.99,
+    eps: ArrayLike = 1e-8,
+    weight_decay: ArrayLike = 0.0,
+    momentum: ArrayLike = 0.0,
+    centered: bool = False,
+    maximize: bool = False,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""``torch.optim.RMSprop``.
+
+    .. math::
+
+        g_t &\leftarrow g_t + \lambda\, w_t \\
+        v_t &= \alpha\, v_{t-1} + (1 - \alpha)\, g_t^2 \\
+        b_t &= \mu\, b_{t-1} + \frac{g_t}{\sqrt{v_t} + \epsilon} \\
+        w_{t+1} &= w_t - \eta_t\, b_t
+
+    Unlike Keras's and TensorFlow's: eps stands outside the root; weight decay is an L2 penalty
+    and goes through the averages; the learning rate stands outside the momentum buffer, so
+    that a new rate scales all of it at once; alpha is 0.99, not 0.9; and a complex
+    parameter is two real ones. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
+
+    Args:
+      lr: :math:`\eta`, or a schedule.
+      alpha: The decay of the averages, in [0, 1).
+      eps: :math:`\epsilon \ge 0`, in units of ``|g|``.
+      weight_decay: :math:`\lambda \ge 0`, in units of g over w.
+      momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
+      centered: Whether to divide by the standard deviation.
+      maximize: Whether to go up the gradient. Weights decay all the same.
+      accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
+
+    Returns:
+      A transformation, as `rmsprop_jax.rmsprop`. Gradients of complex parameters are
+      expected as torch gives them, the conjugates of ``jax.grad``'s.
+
+    Raises:
+      TypeError, ValueError: As `rmsprop_jax.rmsprop`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> optimizer = dialects.pytorch(lr=0.01)
+      >>> w = jnp.array(1.0)
+      >>> updates, state = optimizer.update(jnp.array(0.5), optimizer.init(w), w)
+      >>> print(f"{updates:.4f}")  # lr / sqrt(1 - alpha)
+      -0.1000
+
+    Source:
+      `torch.optim.RMSprop
+      <https://docs.pytorch.org/docs/stable/generated/torch.optim.RMSprop.html>`_.
+    """
+    rate = _validate.learning_rate(lr=lr)
+    _validate.flag(maximize=maximize)
+    _validate.fraction(alpha=alpha)
+    _validate.nonnegative(weight_decay=weight_decay, eps=eps)
+    decay = _validate.weight_decay(weight_decay=weight_decay)
+    steps = optax.chain(
+        optax.scale(-1.0) if maximize else optax.identity(),
+        l2(decay),
+        averages(alpha, eps, centered, accumulator_dtype, eps_in_sqrt=False),
+        heavy_ball(momentum, accumulator_dtype),
+        optax.scale_by_learning_rate(rate),
+    )
+    return checked(optax.contrib.split_real_and_imaginary(steps), uses_params=decay is not None)
+
+
+def timm(
+    lr: ArrayLike | optax.Schedule = 1e-2,
+    alpha: ArrayLike = 0.9,
+    eps: ArrayLike = 1e-10,
+    weight_decay: ArrayLike = 0.0,
+    momentum: ArrayLike = 0.0,
+    centered: bool = False,
+    decoupled_decay: bool = False,
+    lr_in_momentum: bool = True,
+    *,
+    mask: Any = None,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Timm's ``RMSpropTF``, with which EfficientNet and MobileNet are trained in torch.
+
+    .. math::
+
+        g_t &\leftarrow g_t + \lambda\, w_t \\
+        v_0 &= 1, \qquad v_t = \alpha\, v_{t-1} + (1 - \alpha)\, g_t^2 \\
+        b_t &= \mu\, b_{t-1} + \eta_t\, \frac{g_t}{\sqrt{v_t + \epsilon}} \\
+        w_{t+1} &= w_t - b_t
+
+    TensorFlow 1's rule under torch's names: v starts from one, eps stands inside the root and the
+    learning rate inside the momentum buffer. Unlike TensorFlow 1's it has weight decay, an L2
+    penalty as torch's. ``decoupled_decay`` takes :math:`\eta_t \lambda w_t` from the weights
+    instead (timm's ``rmsproptfw``). ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
+
+    timm's ``corrected_weight_decay`` is a link behind, with ``weight_decay=0`` here:
+    ``optax.add_decayed_weights(lambda t: -weight_decay * lr(t) ** 2 / largest_lr)``. Its
+    ``caution`` is not RMSprop's, and Optax has none yet.
+
+    Args:
+      lr: :math:`\eta`, or a schedule.
+      alpha: The decay of the averages, in [0, 1).
+      eps: :math:`\epsilon \ge 0`, in units of ``|g|**2``. The recipes have 0.001.
+      weight_decay: :math:`\lambda \ge 0`, in units of g over w.
+      momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
+      centered: Whether to divide by the standard deviation.
+      decoupled_decay: Whether weights decay outside of averages and momentum, by
+        :math:`\eta_t \lambda w_t`.
+      lr_in_momentum: Whether the learning rate stands inside the momentum buffer; outside, a new
+        rate scales all of it at once.
+      mask: Which parameters decay, as in `rmsprop_jax.rmsprop`. timm leaves out biases and norms.
+      accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
+
+    Returns:
+      A transformation, as `rmsprop_jax.rmsprop`.
+
+    Raises:
+      TypeError, ValueError: As `rmsprop_jax.rmsprop`.
+
+    Example:
+      The recipe of EfficientNet, ``--opt rmsproptf --opt-eps .001 --weight-decay 1e-5``:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> def not_a_bias(params):
+      ...     return jax.tree.map(lambda w: w.ndim > 1, params)
+      >>> optimizer = dialects.timm(
+      ...     0.048, eps=0.001, weight_decay=1e-5, momentum=0.9, mask=not_a_bias
+      ... )
+      >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+      >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+      >>> print(f"{updates['kernel'][0, 0]:.4f}")  # 0.048 / sqrt(0.9 + 0.1 + 0.001)
+      -0.0480
+
+    Source:
+      `timm.optim.RMSpropTF
+      <https://github.com/huggingface/pytorch-image-models/blob/main/timm/optim/rmsprop_tf.py>`_.
+    """
+    rate = _validate.learning_rate(lr=lr)
+    _validate.flag(decoupled_decay=decoupled_decay, lr_in_momentum=lr_in_momentum)
+    _validate.fraction(alpha=alpha)
+    _validate.nonnegative(weight_decay=weight_decay, eps=eps)
+    decay = _validate.weight_decay(weight_decay=weight_decay, mask=mask)
+    momentum_and_rate = [
+        optax.scale_by_learning_rate(rate),
+        heavy_ball(momentum, accumulator_dtype),
+    ]
+    steps = optax.chain(
+        l2(None if decoupled_decay else decay, mask),
+        averages(alpha, eps, centered, accumulator_dtype, eps_in_sqrt=True, initial_scale=1.0),
+        *(momentum_and_rate if lr_in_momentum else momentum_and_rate[::-1]),
+        decoupled(decay if decoupled_decay else None, rate, mask),
+    )
+    return checked(steps, uses_params=decay is not None)
+
+
+def stable_baselines3(
+    lr: ArrayLike | optax.Schedule = 1e-2,
+    alpha: ArrayLike = 0.99,
+    eps: ArrayLike = 1e-8,
+    weight_decay: ArrayLike = 0.0,
+    momentum: ArrayLike = 0.0,
+    centered: bool = False,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Stable-Baselines3's ``RMSpropTFLike``, for A2C as OpenAI's Baselines had it.
+
+    .. math::
+
+        g_t &\leftarrow g_t + \lambda\, w_t \\
+        v_0 &= 1, \qquad v_t = \alpha\, v_{t-1} + (1 - \alpha)\, g_t^2 \\
+        b_t &= \mu\, b_{t-1} + \frac{g_t}{\sqrt{v_t + \epsilon}} \\
+        w_{t+1} &= w_t - \eta_t\, b_t
+
+    torch's rule with two things of TensorFlow 1's: eps stands inside the root, and v starts from
+    one. (Its own docstring has eps outside; its code does not.) The learning rate stands outside
+    the momentum buffer, as torch's. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
+
+    Args:
+      lr: :math:`\eta`, or a schedule. A2C has 7e-4.
+      alpha: The decay of the averages, in [0, 1).
+      eps: :math:`\epsilon \ge 0`, in units of ``|g|**2``. A2C has 1e-5.
+      weight_decay: :math:`\lambda \ge 0`, in units of g over w.
+      momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
+      centered: Whether to divide by the standard deviation.
+      accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
+
+    Returns:
+      A transformation, as `rmsprop_jax.rmsprop`.
+
+    Raises:
+      TypeError, ValueError: As `rmsprop_jax.rmsprop`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> optimizer = dialects.stable_baselines3(lr=7e-4, eps=1e-5)
+      >>> w = jnp.array(1.0)
+      >>> updates, state = optimizer.update(jnp.array(0.5), optimizer.init(w), w)
+      >>> print(f"{updates:.2e}")  # 7e-4 * 0.5 / sqrt(0.99 + 0.01 * 0.5**2)
+      -3.51e-04
+
+    Source:
+      `stable_baselines3.common.sb2_compat.rmsprop_tf_like
+      <https://stable-baselines3.readthedocs.io/en/master/modules/a2c.html>`_.
+    """
+    return timm(
+        lr,
+        alpha,
+        eps,
+        weight_decay,
+        momentum,
+        centered,
+        lr_in_momentum=False,
+        accumulator_dtype=accumulator_dtype,
+    )
+
+
+def fastai(
+    lr: ArrayLike | optax.Schedule,
+    mom: ArrayLike = 0.0,
+    sqr_mom: ArrayLike = 0.99,
+    eps: ArrayLike = 1e-8,
+    wd: ArrayLike = 0.0,
+    decouple_wd: bool = True,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Fastai's ``RMSProp``: momentum of the gradients themselves, divided afterwards.
+
+    .. math::
+
+        v_t &= d\, v_{t-1} + (1 - d)\, g_t^2 \\
+        b_t &= \mu\, b_{t-1} + g_t \\
+        w_{t+1} &= (1 - \eta_t\, \lambda)\, w_t - \eta_t\, \frac{b_t}{\sqrt{v_t} + \epsilon}
+
+    Unlike all others, which divide first: the whole buffer is divided by the newest v, so that a
+    large gradient shortens what was gathered before it. Without momentum it is torch's, with
+    decoupled weight decay. One learning rate is for all parameters; where fastai is given a
+    ``slice``, use ``optax.partition``.
+
+    Args:
+      lr: :math:`\eta`, or a schedule.
+      mom: :math:`\mu`, in [0, 1); at 0 there is no buffer.
+      sqr_mom: d, the decay of the average, in [0, 1).
+      eps: :math:`\epsilon \ge 0`, in units of ``|g|``.
+      wd: :math:`\lambda \ge 0`.
+      decouple_wd: Whether weights decay outside of average and momentum; otherwise
+        :math:`\lambda w_t` is added to the gradient.
+      accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
+
+    Returns:
+      A transformation, as `rmsprop_jax.rmsprop`.
+
+    Raises:
+      TypeError, ValueError: As `rmsprop_jax.rmsprop`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> optimizer = dialects.fastai(0.01, mom=0.9)
+      >>> w = jnp.array(1.0)
+      >>> state = optimizer.init(w)
+      >>> for g in (0.5, 2.0):
+      ...     updates, state = optimizer.update(jnp.array(g), state, w)
+      >>> print(f"{updates:.4f}")  # 0.01 * (0.9 * 0.5 + 2) / sqrt(0.01 * (0.99 * 0.5**2 + 2**2))
+      -0.1189
+
+    Source:
+      `fastai.optimizer.RMSProp <https://docs.fast.ai/optimizer.html#rmsprop>`_.
+    """
+    rate = _validate.learning_rate(lr=lr)
+    _validate.flag(decouple_wd=decouple_wd)
+    _validate.fraction(sqr_mom=sqr_mom, mom=mom)
+    _validate.nonnegative(wd=wd, eps=eps)
+    _validate.accumulator_dtype(accumulator_dtype)
+    decay = _validate.weight_decay(wd=wd)
+    options: dict[str, Any] = {"decay": sqr_mom, "eps": eps, "accumulator_dtype": accumulator_dtype}
+    without_momentum = _validate.is_zero(mom)
+    steps = optax.chain(
+        l2(None if decouple_wd else decay),
+        _transform.rms(**options, eps_in_sqrt=False)
+        if without_momentum
+        else momentum_over_rms(**options, momentum=mom),
+        optax.scale_by_learning_rate(rate),
+        decoupled(decay if decouple_wd else None, rate),
+    )
+    return checked(steps, uses_params=decay is not None)
