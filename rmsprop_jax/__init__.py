@@ -12,6 +12,7 @@ from rmsprop_jax._states import (
     ScaleByStddevQuantizedState,
     ScaleByStddevState,
 )
+from rmsprop_jax._untouched_rows import untouched_rows
 
 __all__ = [
     "Diagnoses",
@@ -29,4 +30,5 @@ __all__ = [
     "scale_by_stddev",
     "second_moment",
     "sharding",
+    "untouched_rows",
 ]

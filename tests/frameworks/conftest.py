@@ -8,4 +8,5 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import keras  # noqa: F401
     import tensorflow  # noqa: F401
+    import tf_keras  # noqa: F401
     import torch  # noqa: F401

@@ -9,9 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from support.frameworks import keras_path, pytorch_path, tensorflow_v1_path
+from support.frameworks import (
+    keras_path,
+    pytorch_path,
+    stable_baselines3_path,
+    tensorflow_v1_path,
+    tensorflow_v1_sparse_path,
+    tf_keras_path,
+    timm_path,
+)
 from support.trajectories import assert_same_path, path, problem, scheduled
 
+import rmsprop_jax
 from rmsprop_jax import dialects
 
 pytestmark = pytest.mark.optimized
@@ -82,6 +91,92 @@ def test_keras(options, clip, schedule):
 )
 def test_tensorflow_v1(options, schedule):
     check(dialects.tensorflow_v1, tensorflow_v1_path, options, schedule, *problem(seed=2))
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize(
+    "clip",
+    [{}, {"clipnorm": 0.5, "clipvalue": 0.1}, {"clipvalue": 0.1}, {"global_clipnorm": 0.5}],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "options",
+    every(
+        learning_rate=[1e-2],
+        rho=[0.95],
+        momentum=[0.0, 0.9],
+        centered=[False, True],
+        decay=[0.0, 0.1],
+    ),
+    ids=str,
+)
+def test_tf_keras(options, clip, schedule):
+    check(dialects.tf_keras, tf_keras_path, options | clip, schedule, *problem(seed=3))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-2])
+def test_epsilon_of_tf_keras(epsilon, momentum):
+    """Zero means 1e-7 there."""
+    options = {"epsilon": epsilon, "momentum": momentum}
+    check(dialects.tf_keras, tf_keras_path, options, False, *problem(seed=3))
+
+
+LIKE_TORCH = {
+    "lr": [1e-2],
+    "alpha": [0.95],
+    "eps": [1e-3],
+    "weight_decay": [0.0, 1e-3],
+    "momentum": [0.0, 0.9],
+    "centered": [False, True],
+}
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    every(**LIKE_TORCH, decoupled_decay=[False, True], lr_in_momentum=[False, True]),
+    ids=str,
+)
+def test_timm(options, schedule):
+    gradients, params = problem(seed=4, smallest=1e-3)
+    check(dialects.timm, timm_path, options, schedule, gradients, params)
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("options", every(**LIKE_TORCH), ids=str)
+def test_stable_baselines3(options, schedule):
+    gradients, params = problem(seed=5, smallest=1e-3)
+    check(dialects.stable_baselines3, stable_baselines3_path, options, schedule, gradients, params)
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("centered", [False, True])
+def test_untouched_rows(centered, momentum, schedule):
+    """An embedding of which each batch has a twentieth of the rows, and some of these twice."""
+    options = {"learning_rate": 1e-2, "centered": centered, "momentum": momentum, "epsilon": 1e-3}
+    rng = np.random.default_rng(6)
+    ids = rng.integers(0, 100, (120, 5))
+    values = rng.standard_normal((120, 5, 3)).astype(np.float32)
+    table = (0.1 * rng.standard_normal((100, 3))).astype(np.float32)
+    dense = np.zeros((120, *table.shape), np.float32)
+    for t in range(120):
+        np.add.at(dense[t], ids[t], values[t])
+    theirs = tensorflow_v1_sparse_path(options, ids, values, table, schedule)
+    for optimizer, ours in (
+        (rmsprop_jax.untouched_rows(tensorflow_v1(options, schedule)), True),
+        (tensorflow_v1(options, schedule), False),
+    ):
+        taken = path(optimizer, {"w": dense}, {"w": table})
+        if ours:
+            assert_same_path(taken, {"w": theirs}, {"w": table})
+        elif momentum:
+            assert abs(taken["w"] - theirs).max() > 0.02
+
+
+def tensorflow_v1(options, schedule):
+    return dialects.tensorflow_v1(**scheduled(options) if schedule else options)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
