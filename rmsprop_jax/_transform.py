@@ -218,11 +218,11 @@ def decayed_weights(
     weight_decay: Scalar,
     learning_rate: Scalar | optax.Schedule | None = None,
     mask: Any = None,
+    name: str = "weight_decay",
 ) -> optax.GradientTransformation:
     """``optax.add_decayed_weights``, unchecked: ``g + weight_decay * w``.
 
-    Given the learning rate, ``u - learning_rate * weight_decay * w``: decoupled, for the end of a
-    chain.
+    Given the learning rate, ``u - learning_rate * weight_decay * w``, decoupled: for a chain's end.
     """
     factor: Any = weight_decay
     if callable(learning_rate):
@@ -232,7 +232,7 @@ def decayed_weights(
     decay = optax.add_decayed_weights(factor, None if mask is None else _validate.mask(mask))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        _validate.params_given(params, weight_decay=weight_decay)
+        _validate.params_given(params, **{name: weight_decay})
         return decay.update(updates, state, params)
 
     # `Layout` calls init with one leaf, which a mask does not fit. It does not change the state.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optax.tree_utils import tree_get
+from optax.tree_utils import tree_get, tree_set
 from support import reference
 from support.bad_values import (
     NOT_A_NUMBER,
@@ -170,6 +170,95 @@ def test_clipped_norm_is_never_above_its_limit(limit, size):
     expected = 0.1 * min(size, 5 / np.sqrt(2)) ** 2 * np.array([1, 1, 0])
     expected *= size < 1e19
     np.testing.assert_allclose(tree_get(state, "nu"), expected, rtol=1e-5, atol=1e-40)
+
+
+@pytest.mark.parametrize("limit", ["clipnorm", "clipvalue", "global_clipnorm"])
+def test_limit_of_zero_stops_tf_keras(limit):
+    gradients, params = problem(seed=0, steps=3)
+    taken = path(dialects.tf_keras(**{limit: 0}), gradients, params)
+    for leaf, w in params.items():
+        np.testing.assert_array_equal(taken[leaf], np.tile(w, (3, 1)))
+
+
+def test_tf_keras_clips_values_before_norms():
+    g = np.float32([[3.0, 0.1]])
+    options = {"clipnorm": 0.5, "clipvalue": 1.0}
+    optimizer = dialects.tf_keras(**options)
+    [(_, state)] = taken_steps(optimizer, jnp.ones(2), g)
+    clipped = np.array([1.0, 0.1]) * 0.5 / np.hypot(1.0, 0.1)
+    np.testing.assert_allclose(tree_get(state, "nu"), 0.1 * clipped**2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-2])
+def test_tf_keras_follows_a_traced_momentum_and_epsilon(epsilon, momentum):
+    """As its numbers are at that step: `optax.inject_hyperparams` makes arrays of all."""
+    gradients, params = problem(seed=0, steps=20)
+    options = {"momentum": momentum, "epsilon": epsilon, "centered": True}
+    injected = optax.inject_hyperparams(dialects.tf_keras)(**options)
+    expected = path(dialects.tf_keras(**options), gradients, params)
+    assert_same_path(path(injected, gradients, params), expected, params)
+
+
+@pytest.mark.parametrize("decoupled_decay", [False, True])
+@pytest.mark.parametrize("mask", [{"w": True, "b": False}, lambda w: {k: k == "w" for k in w}])
+def test_mask_of_timm(mask, decoupled_decay):
+    gradients, params = problem_of("timm", steps=20)
+    options = {"decoupled_decay": decoupled_decay, "momentum": 0.9}
+    masked = path(dialects.timm(weight_decay=0.1, mask=mask, **options), gradients, params)
+    for leaf, decay in (("w", 0.1), ("b", 0.0)):
+        expected = path(dialects.timm(weight_decay=decay, **options), gradients, params)[leaf]
+        np.testing.assert_array_equal(masked[leaf], expected)
+
+
+def test_corrected_weight_decay_of_timm_is_a_link_behind():
+    """By its rule: decoupled, and scaled by the learning rate over the largest."""
+    schedule = optax.cosine_decay_schedule(0.1, 20)
+    gradients, params = problem_of("timm", steps=20)
+    link = optax.add_decayed_weights(lambda step: -0.3 * schedule(step) ** 2 / 0.1)
+    ours = path(optax.chain(dialects.timm(schedule), link), gradients, params)
+    updates = reference.timm(gradients, params, lambda t: float(schedule(t)))
+    for leaf, w in params.items():
+        w = w.astype(np.float64)
+        for t, update in enumerate(updates[leaf]):
+            w = w + update - 0.3 * float(schedule(t)) ** 2 / 0.1 * w
+            np.testing.assert_allclose(ours[leaf][t], w, rtol=3e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.99])
+def test_l2_in_front_goes_through_the_averages(decay):
+    """Paddle, MindSpore, MXNet and SINGA: TensorFlow's rule, and the weights in the gradient."""
+    gradients, params = problem(seed=0, smallest=1e-3)
+    optimizer = optax.chain(
+        optax.add_decayed_weights(1e-2), rmsprop_jax.rmsprop(1e-2, decay, 1e-6, momentum=0.9)
+    )
+    expected = {}
+    for leaf, w in params.items():
+        w, b, v, expected[leaf] = w.astype(np.float64), 0.0, 0.0, []
+        for g in gradients[leaf]:
+            g = g + 1e-2 * w
+            v = decay * v + (1 - decay) * g**2
+            b = 0.9 * b + 1e-2 * g / np.sqrt(v + 1e-6)
+            w = w - b
+            expected[leaf].append(w)
+    expected = {k: np.stack(v) for k, v in expected.items()}
+    assert_same_path(path(optimizer, gradients, params), expected, params)
+
+
+def test_average_that_starts_with_the_first_square():
+    """SVGD, and loops written by hand: v is g**2 at the first step."""
+    gradients, params = problem(seed=0, steps=30)
+    optimizer = rmsprop_jax.rmsprop(1e-2, eps=1e-6, eps_in_sqrt=False)
+    state = tree_set(optimizer.init(params), nu={k: jnp.square(g[0]) for k, g in gradients.items()})
+    for t in range(30):
+        g = {k: x[t] for k, x in gradients.items()}
+        updates, state = optimizer.update(g, state)
+        for leaf, u in updates.items():
+            x = gradients[leaf][: t + 1].astype(np.float64)
+            v = x[0] ** 2
+            for later in x[1:]:
+                v = 0.9 * v + 0.1 * later**2
+            np.testing.assert_allclose(u, -1e-2 * x[-1] / (np.sqrt(v) + 1e-6), rtol=1e-5)
 
 
 def test_hinton_stays_where_gradients_are_zero():
@@ -450,10 +539,17 @@ def test_two_limits_are_refused(limits):
     assert str(limits) in str(refused.value)
 
 
-@pytest.mark.parametrize("name", [n for n in SIGNATURES if "weight_decay" in SIGNATURES[n]])
-def test_weight_decay_without_params_is_refused(name):
-    optimizer = build(name, weight_decay=0.1)
-    with pytest.raises(ValueError, match=r"weight_decay=0\.1 needs params"):
+def test_two_norms_are_refused():
+    with pytest.raises(ValueError, match="only one of clipnorm, global_clipnorm may be given"):
+        dialects.tf_keras(clipnorm=1.0, global_clipnorm=2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(n, k) for n, k in NUMBERS if k in ("weight_decay", "wd")]
+)
+def test_weight_decay_without_params_is_refused(name, argument):
+    optimizer = build(name, **{argument: 0.1})
+    with pytest.raises(ValueError, match=rf"^{argument}=0\.1 needs params"):
         optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
 
 

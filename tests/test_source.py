@@ -51,7 +51,7 @@ from beartype.claw import beartype_package
 beartype_package("rmsprop_jax")
 import jax, jax.numpy as jnp, numpy as np, optax
 import rmsprop_jax
-from rmsprop_jax import dialects, rmsprop, scale_by_rms, scale_by_stddev
+from rmsprop_jax import dialects, rmsprop, scale_by_rms, scale_by_stddev, untouched_rows
 
 params = {"w": jnp.ones((2, 3)), "n": 3}
 gradients = {"w": jnp.ones((2, 3)), "n": None}
@@ -65,7 +65,12 @@ for optimizer in [
     scale_by_stddev(),
     dialects.pytorch(weight_decay=0.1, momentum=0.9),
     dialects.keras(clipnorm=1, weight_decay=0.1),
+    dialects.tf_keras(clipvalue=1, decay=0.1),
     dialects.tensorflow_v1(0.1, momentum=0.9),
+    dialects.timm(weight_decay=0.1, mask=mask),
+    dialects.stable_baselines3(weight_decay=0.1),
+    dialects.fastai(0.1, mom=0.9, wd=0.1),
+    untouched_rows(rmsprop(1)),
     dialects.hinton(1),
     dialects.graves(),
     dialects.dqn(),

@@ -40,4 +40,16 @@ DIALECTS = {
     )
 }  # fmt: skip
 
-__all__ = ["DIALECTS", *DIALECTS]
+__all__ = [
+    "DIALECTS",
+    "dqn",
+    "fastai",
+    "graves",
+    "hinton",
+    "keras",
+    "pytorch",
+    "stable_baselines3",
+    "tensorflow_v1",
+    "tf_keras",
+    "timm",
+]

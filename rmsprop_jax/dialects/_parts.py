@@ -46,20 +46,23 @@ def buffered(momentum: ArrayLike) -> ArrayLike | None:
     return None if _validate.is_zero(momentum) else momentum
 
 
-def l2(weight_decay: ArrayLike | None, mask: Any = None) -> optax.GradientTransformation:
+def l2(*, mask: Any = None, **weight_decay: ArrayLike | None) -> optax.GradientTransformation:
     """Weight decay as a penalty, ``g + weight_decay * w``, in front of the averages."""
-    if weight_decay is None:
-        return optax.identity()
-    return _transform.decayed_weights(weight_decay, mask=mask)
+    return _decay(weight_decay, mask=mask)
 
 
 def decoupled(
-    weight_decay: ArrayLike | None, learning_rate: Any, mask: Any = None
+    *, learning_rate: Any, mask: Any = None, **weight_decay: ArrayLike | None
 ) -> optax.GradientTransformation:
     """Weight decay that no average sees, at the end of a chain."""
-    if weight_decay is None:
+    return _decay(weight_decay, learning_rate=learning_rate, mask=mask)
+
+
+def _decay(named: dict[str, Any], **options: Any) -> optax.GradientTransformation:
+    ((name, value),) = named.items()
+    if value is None:
         return optax.identity()
-    return _transform.decayed_weights(weight_decay, learning_rate, mask)
+    return _transform.decayed_weights(value, name=name, **options)
 
 
 def at_most_one(**limits: ArrayLike | None) -> None:

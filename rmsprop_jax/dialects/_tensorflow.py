@@ -96,7 +96,7 @@ def keras(
         averages(rho, epsilon, centered, accumulator_dtype, eps_in_sqrt=True),
         optax.scale_by_learning_rate(rate),
         heavy_ball(momentum, accumulator_dtype),
-        decoupled(decay, rate),
+        decoupled(weight_decay=decay, learning_rate=rate),
     )
     return checked(steps, uses_params=decay is not None)
 
@@ -272,7 +272,7 @@ def _inverse_time_decay(rate: Any, decay: ArrayLike) -> Any:
 
 
 def _eps_by_momentum(
-    momentum: ArrayLike, averages: Callable[[bool], optax.GradientTransformation]
+    momentum: Any, averages: Callable[[bool], optax.GradientTransformation]
 ) -> optax.GradientTransformation:
     """Averages with eps inside the root if there is momentum; for a traced one, whichever it says.
 

@@ -73,7 +73,7 @@ def pytorch(
     decay = _validate.weight_decay(weight_decay=weight_decay)
     steps = optax.chain(
         optax.scale(-1.0) if maximize else optax.identity(),
-        l2(decay),
+        l2(weight_decay=decay),
         averages(alpha, eps, centered, accumulator_dtype, eps_in_sqrt=False),
         heavy_ball(momentum, accumulator_dtype),
         optax.scale_by_learning_rate(rate),
@@ -162,10 +162,10 @@ def timm(
         heavy_ball(momentum, accumulator_dtype),
     ]
     steps = optax.chain(
-        l2(None if decoupled_decay else decay, mask),
+        l2(weight_decay=None if decoupled_decay else decay, mask=mask),
         averages(alpha, eps, centered, accumulator_dtype, eps_in_sqrt=True, initial_scale=1.0),
         *(momentum_and_rate if lr_in_momentum else momentum_and_rate[::-1]),
-        decoupled(decay if decoupled_decay else None, rate, mask),
+        decoupled(weight_decay=decay if decoupled_decay else None, learning_rate=rate, mask=mask),
     )
     return checked(steps, uses_params=decay is not None)
 
@@ -295,11 +295,11 @@ def fastai(
     options: dict[str, Any] = {"decay": sqr_mom, "eps": eps, "accumulator_dtype": accumulator_dtype}
     without_momentum = _validate.is_zero(mom)
     steps = optax.chain(
-        l2(None if decouple_wd else decay),
+        l2(wd=None if decouple_wd else decay),
         _transform.rms(**options, eps_in_sqrt=False)
         if without_momentum
         else momentum_over_rms(**options, momentum=mom),
         optax.scale_by_learning_rate(rate),
-        decoupled(decay if decouple_wd else None, rate),
+        decoupled(wd=decay if decouple_wd else None, learning_rate=rate),
     )
     return checked(steps, uses_params=decay is not None)

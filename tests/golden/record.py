@@ -31,6 +31,19 @@ KERAS_ALL = {
     "epsilon": 1e-4,
     "weight_decay": 1e-2,
 }
+TF_KERAS = {"learning_rate": 1e-2}
+TF_KERAS_ALL = {
+    "learning_rate": 2e-2,
+    "rho": 0.95,
+    "momentum": 0.9,
+    "epsilon": 1e-4,
+    "decay": 0.1,
+}
+TIMM = {"lr": 1e-2}
+TIMM_ALL = {"lr": 2e-2, "alpha": 0.95, "eps": 1e-3, "weight_decay": 1e-3, "momentum": 0.9}
+OUTSIDE = {"lr_in_momentum": False}
+DECOUPLED = {"decoupled_decay": True}
+SB3 = {"lr": 7e-4}
 TF1 = {"learning_rate": 1e-2}
 TF1_ALL = {"learning_rate": 2e-2, "decay": 0.95, "momentum": 0.9, "epsilon": 1e-3}
 CENTERED = {"centered": True}
@@ -66,6 +79,35 @@ CASES = {
         (KERAS_ALL | CENTERED | {"clipnorm": 0.5}, True),
         (KERAS_ALL | CENTERED | {"global_clipnorm": 0.5}, False),
     ],
+    "tf_keras": [
+        ({}, False),
+        (TF_KERAS, True),
+        (TF_KERAS | {"momentum": 0.9}, False),
+        (TF_KERAS | {"epsilon": 1e-2}, False),
+        (TF_KERAS | {"epsilon": 0.0}, False),
+        (TF_KERAS | {"decay": 0.1}, False),
+        (TF_KERAS | CENTERED, False),
+        (TF_KERAS | {"clipnorm": 0.5, "clipvalue": 0.1}, False),
+        (TF_KERAS | {"global_clipnorm": 0.5}, False),
+        *((TF_KERAS_ALL | more, falls) for more in ({}, CENTERED) for falls in (False, True)),
+    ],
+    "timm": [
+        ({}, False),
+        (TIMM | {"momentum": 0.9}, True),
+        (TIMM | {"weight_decay": 1e-2}, False),
+        (TIMM | {"weight_decay": 1e-2} | DECOUPLED, False),
+        (TIMM | CENTERED, False),
+        *(
+            (TIMM_ALL | more, True)
+            for more in ({}, CENTERED, OUTSIDE, DECOUPLED, OUTSIDE | DECOUPLED)
+        ),
+    ],
+    "stable_baselines3": [
+        ({}, False),
+        (SB3 | {"eps": 1e-5}, False),
+        (SB3 | {"momentum": 0.9}, True),
+        *((TIMM_ALL | more, falls) for more in ({}, CENTERED) for falls in (False, True)),
+    ],
     "tensorflow_v1": [
         (TF1, False),
         (TF1 | {"decay": 0.99}, False),
@@ -76,9 +118,13 @@ CASES = {
         *((TF1_ALL | more, falls) for more in ({}, CENTERED) for falls in (False, True)),
     ],
 }
+SEEDS = {"pytorch": 0, "keras": 1, "tensorflow_v1": 2}
 PACKAGES = {
     "pytorch": ["torch", "numpy"],
     "keras": ["keras", "tensorflow", "numpy"],
+    "tf_keras": ["tf-keras", "tensorflow", "numpy"],
+    "timm": ["timm", "torch", "numpy"],
+    "stable_baselines3": ["stable-baselines3", "torch", "numpy"],
     "tensorflow_v1": ["tensorflow", "numpy"],
 }
 
@@ -121,10 +167,10 @@ def main():
     from support import frameworks
     from support.trajectories import problem
 
-    for seed, framework in enumerate(CASES):
+    for framework in CASES:
         # torch's weight decay asks for it: see tests/frameworks/test_parity.py.
-        smallest = 1e-3 if framework == "pytorch" else 1e-6
-        gradients, params = problem(seed, STEPS, WIDTH, smallest)
+        smallest = 1e-3 if "torch" in PACKAGES[framework] else 1e-6
+        gradients, params = problem(SEEDS.get(framework, 3), STEPS, WIDTH, smallest)
         framework_path = getattr(frameworks, f"{framework}_path")
         record = recorded(framework, framework_path, gradients, params)
         (output / f"{framework}.json").write_text(text(record))
