@@ -1,14 +1,13 @@
 """Trains the network of quickstart.py with each framework's RMSprop, at its own defaults.
 
-Left, each has the learning rate that its source has. TensorFlow and the lecture name
-none; they get Keras's. Right, all have the same, and what is left is the formula:
-where epsilon stands, how long the average remembers, and what it starts from.
+Once with the learning rate that its source has. TensorFlow, fastai and the lecture name
+none; they get Keras's. And once with the same for all; what is left is the formula: where
+epsilon stands, how long the average remembers, and what it starts from.
 """
 
 import argparse
 import inspect
 import time
-from itertools import cycle
 from pathlib import Path
 
 import flags
@@ -29,34 +28,36 @@ RATES = {
         for name, make in OPTIMIZERS.items()
     )
 }
-# Okabe and Ito's palette, and a line style each: readable without colour too.
-STYLES = [
-    {"color": "#D55E00", "linestyle": "-"},
-    {"color": "#0072B2", "linestyle": (0, (1, 3))},
-    {"color": "#E69F00", "linestyle": "--"},
-    {"color": "#000000", "linestyle": ":"},
-    {"color": "#009E73", "linestyle": "-."},
-    {"color": "#CC79A7", "linestyle": (0, (8, 2))},
-    {"color": "#56B4E9", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
-]
+# Okabe and Ito's: each dialect in front of all others, at two learning rates.
+STYLES = [{"color": "#0072B2", "linestyle": "-"}, {"color": "#D55E00", "linestyle": "--"}]
 SAME = "the same learning rate, 0.001"
 WINDOW = 10
 
 
 def draw(columns: dict[str, dict[str, History]], path: Path) -> None:
-    """Training loss by step, a panel for each choice of learning rates."""
-    figure, panels = plt.subplots(
-        1, len(columns), figsize=(11, 4.5), sharey=True, layout="constrained"
+    """Training loss by step: a panel for each dialect, all others in grey behind it."""
+    figure, grid = plt.subplots(
+        3, 4, figsize=(12, 7.5), sharex=True, sharey=True, layout="constrained"
     )
-    for axes, (title, histories) in zip(panels, columns.items(), strict=True):
-        for (name, history), style in zip(histories.items(), cycle(STYLES)):
+    panels = dict(zip(RATES, np.ravel(grid), strict=False))
+    for (title, histories), style in zip(columns.items(), STYLES, strict=True):
+        for name, history in histories.items():
             used = len(history.losses) // WINDOW * WINDOW
             mean = np.reshape(history.losses[:used], (-1, WINDOW)).mean(axis=1)
-            axes.plot(np.arange(1, len(mean) + 1) * WINDOW, mean, label=name, **style)
-        axes.set(xlabel="step", title=title, yscale="log")
+            steps = np.arange(1, len(mean) + 1) * WINDOW
+            for other, axes in panels.items():
+                if other != name:
+                    axes.plot(steps, mean, color="0.85", linewidth=0.8, zorder=1)
+            panels[name].plot(steps, mean, label=title, zorder=2, **style)
+    for name, axes in panels.items():
+        axes.set(title=f"{name}, {RATES[name]:g}", yscale="log")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"training loss, cross-entropy, mean of {WINDOW} steps")
-    panels[1].legend(loc="upper right", ncols=2)
+    for axes in np.ravel(grid)[len(panels) :]:
+        axes.axis("off")
+    figure.supxlabel("step")
+    figure.supylabel(f"training loss, cross-entropy, mean of {WINDOW} steps")
+    handles, labels = panels["keras"].get_legend_handles_labels()
+    np.ravel(grid)[-1].legend(handles, labels, loc="center", frameon=False)
     figure.suptitle("One network, one task, the same batches: RMSprop as each framework has it")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -87,7 +88,7 @@ def main() -> None:
         }
         for name, history in columns[title].items():
             loss = np.mean(history.losses[-WINDOW:])
-            print(f"{title}: {name:13} {rates[name]:<8g} loss {loss:.4f}")
+            print(f"{title}: {name:17} {rates[name]:<8g} loss {loss:.4f}")
     draw(columns, args.output)
     ends = {name: np.mean(history.losses[-WINDOW:]) for name, history in columns[SAME].items()}
     print(

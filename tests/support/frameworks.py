@@ -5,11 +5,7 @@ falls as `trajectories.decaying`. Without centring a framework runs in float32. 
 float64: in float32 its variance is a difference of two numbers that may be alike.
 """
 
-import importlib
-import importlib.util
-import sys
 from functools import partial
-from types import ModuleType
 
 import keras
 import numpy as np
@@ -17,22 +13,12 @@ import tensorflow.compat.v1 as tf
 import tf_keras
 import torch
 
+from support.modules import module_alone
 from support.trajectories import RATE_DECAY
 
 
 def dtype_of(options):
     return "float64" if options.get("centered") else "float32"
-
-
-def module_alone(name):
-    """A module without the packages it stands in, which need more than is installed."""
-    top, *inner = name.split(".")
-    [folder] = importlib.util.find_spec(top).submodule_search_locations
-    for i in range(len(inner)):
-        package = ModuleType(".".join([top, *inner[:i]]))
-        package.__path__ = ["/".join([folder, *inner[:i]])]
-        sys.modules.setdefault(package.__name__, package)
-    return importlib.import_module(name)
 
 
 def torch_path(make, options, gradients, params, schedule=False):

@@ -61,6 +61,7 @@ SMALL = {
     "step": ["--log2-size", "16", "--rounds", "2", "--leaves", "2"],
     "gpu": ["--log2-size", "16", "--rounds", "2", "--leaves", "2"],
     "arithmetic": [],
+    "atlas": [],
     "accumulators": ["--epochs", "1", "--seeds", "1", "--output", "picture.png"],
     "training": ["--epochs", "1", "1", "--seeds", "1", "--output", "picture.png"],
 }
