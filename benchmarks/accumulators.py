@@ -30,7 +30,7 @@ DECAYS = training.DECAYS
 LEGEND = """
 state, moved: bytes per parameter, kept, and read and written by a step compiled for TPU v5e
 v, sqrt(v), decay: bias of v and std of sqrt(v) over float64's, gradients within a factor of 400
-log-normal: percentiles of sqrt(v) over float64's, decay 0.999, sizes of gradients e**(2 N(0, 1))
+log-normal: percentiles of sqrt(v) over float64's, largest decay, sizes of gradients e**(2 N(0, 1))
 loss, decay: training loss of the digits network at the end, mean of the seeds
 """
 
@@ -175,17 +175,18 @@ def train_in_torch(method: Method, decay: float, epochs: int, seeds: int) -> np.
     return np.array(losses)
 
 
-def final_losses(method: Method, epochs: int, seeds: int) -> np.ndarray:
+def final_losses(method: Method, epochs: int, seeds: int, decays: list[float]) -> np.ndarray:
     """Training losses of the digits network at the end, (decays, seeds)."""
     if method.storage is not None:
-        return training.train(training.digits(), method.storage, epochs, seeds)[..., -1]
-    return np.stack([train_in_torch(method, decay, epochs, seeds) for decay in DECAYS])
+        return training.train(training.digits(), method.storage, epochs, seeds, decays)[..., -1]
+    return np.stack([train_in_torch(method, decay, epochs, seeds) for decay in decays])
 
 
 def draw(
     ratios: dict[str, tuple[np.ndarray, np.ndarray]],
     losses: dict[str, np.ndarray],
     sizes: dict[str, float],
+    decays: list[float],
     path: Path,
 ) -> None:
     """Above: sqrt(v) of each element over float64's. Below: training losses, and state."""
@@ -200,7 +201,7 @@ def draw(
 
     left, right = below.subplots(1, 2, width_ratios=(3, 1))
     colors = ("#0072b2", "#d55e00", "#009e73")
-    for i, (decay, color) in enumerate(zip(DECAYS, colors, strict=True)):
+    for i, (decay, color) in enumerate(zip(decays, colors, strict=False)):
         for j, ends in enumerate(loss[i] for loss in losses.values()):
             x = np.full(len(ends), j + 0.2 * (i - 1))
             label = None if j else f"decay {decay}"
@@ -221,6 +222,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--epochs", type=int, default=150, help="passes over the digits")
+    parser.add_argument(
+        "--decays", type=float, nargs="+", choices=DECAYS, default=list(DECAYS), help="of averages"
+    )
     parser.add_argument("--seeds", type=int, default=training.SEEDS, help="networks of each")
     parser.add_argument("--output", type=Path, default=Path("accumulators.png"), help="the picture")
     args = parser.parse_args()
@@ -230,9 +234,9 @@ def main() -> None:
     found = methods()
     rows, ratios, losses = [], {}, {}
     for name, method in tqdm(found.items(), unit="method"):
-        uniform = [errors(method, "factor of 400", decay)[0] for decay in DECAYS]
-        ratios[name] = errors(method, "log-normal", 0.999)
-        losses[name] = final_losses(method, args.epochs, args.seeds)
+        uniform = [errors(method, "factor of 400", decay)[0] for decay in args.decays]
+        ratios[name] = errors(method, "log-normal", max(args.decays))
+        losses[name] = final_losses(method, args.epochs, args.seeds, args.decays)
         moved = bytes_moved(method)
         rows.append(
             [
@@ -250,13 +254,14 @@ def main() -> None:
     print(f"{jax.devices()[0].device_kind}, {versions()}")
     print(LEGEND)
     header = ["", "state", "moved"]
-    header += [f"v, sqrt(v), {decay}" for decay in DECAYS] + ["log-normal: 5, 50, 95 %"]
-    header += [f"loss, {decay}" for decay in DECAYS]
+    header += [f"v, sqrt(v), {decay}" for decay in args.decays] + ["log-normal: 5, 50, 95 %"]
+    header += [f"loss, {decay}" for decay in args.decays]
     print("| " + " | ".join(header) + " |")
     print("|---" * len(header) + "|")
     for row in rows:
         print("| " + " | ".join(row) + " |")
-    draw(ratios, losses, {name: method.state_bytes for name, method in found.items()}, args.output)
+    sizes = {name: method.state_bytes for name, method in found.items()}
+    draw(ratios, losses, sizes, args.decays, args.output)
     print(f"\n{args.output}")
 
 

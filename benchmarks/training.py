@@ -62,6 +62,9 @@ def main() -> None:
         "--epochs", type=int, nargs=2, default=[150, 12], metavar=("DIGITS", "CHARACTERS"),
         help="passes over the data",
     )  # fmt: skip
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="which networks"
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="networks in each way")
     parser.add_argument("--output", type=Path, default=Path("training.png"), help="the picture")
     args = parser.parse_args()
@@ -69,8 +72,10 @@ def main() -> None:
         parser.error("--epochs and --seeds must be at least 1")
 
     results: dict[str, dict[str, np.ndarray]] = {}
-    with tqdm(total=len(TASKS) * len(STORAGES | NEAREST), unit="run") as progress:
+    with tqdm(total=len(args.tasks) * len(STORAGES | NEAREST), unit="run") as progress:
         for (name, make), epochs in zip(TASKS.items(), args.epochs, strict=True):
+            if name not in args.tasks:
+                continue
             task, results[name] = make(), {}
             for storage_name, storage in (STORAGES | NEAREST).items():
                 results[name][storage_name] = train(task, storage, epochs, args.seeds)

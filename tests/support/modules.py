@@ -9,7 +9,10 @@ from types import ModuleType
 def module_alone(name):
     """A module without the packages it stands in, which need more than is installed."""
     top, *inner = name.split(".")
-    [folder] = importlib.util.find_spec(top).submodule_search_locations
+    found = importlib.util.find_spec(top)
+    if found is None:
+        raise ModuleNotFoundError(f"No module named {top!r}")
+    [folder] = found.submodule_search_locations
     for i in range(len(inner)):
         package = ModuleType(".".join([top, *inner[:i]]))
         package.__path__ = ["/".join([folder, *inner[:i]])]

@@ -4,7 +4,7 @@ A dense network on the digits of scikit-learn, and a recurrent one on the charac
 Python's own help texts, some seeds each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -161,7 +161,13 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 TASKS = {"digits": digits, "characters": characters}
 
 
-def train(task: Task, storage: Storage, epochs: int, seeds: int = SEEDS) -> np.ndarray:
+def train(
+    task: Task,
+    storage: Storage,
+    epochs: int,
+    seeds: int = SEEDS,
+    all_decays: Sequence[float] = DECAYS,
+) -> np.ndarray:
     """The loss on all examples after each epoch: (decays, seeds, epochs)."""
     examples = len(jax.tree.leaves(task.examples)[0])
     steps = examples // BATCH
@@ -190,5 +196,5 @@ def train(task: Task, storage: Storage, epochs: int, seeds: int = SEEDS) -> np.n
     over_seeds = jax.vmap(run, in_axes=(None, 0))
     if storage.traced:
         over_decays = jax.vmap(over_seeds, in_axes=(0, None))
-        return np.asarray(compiled(over_decays, jnp.asarray(DECAYS), keys))
-    return np.stack([compiled(partial(over_seeds, decay), keys) for decay in DECAYS])
+        return np.asarray(compiled(over_decays, jnp.asarray(all_decays), keys))
+    return np.stack([compiled(partial(over_seeds, decay), keys) for decay in all_decays])

@@ -52,6 +52,13 @@ def test_dialects(result):
     assert 0.9 < keras / optax < 1.1
 
 
+def test_which_rmsprop(result):
+    early, later = numbers(r"inside, 1e-8 .* at .g. = (\S+), later (\S+)", result)
+    assert early == pytest.approx(later, rel=0.2) == pytest.approx(6e-5, rel=0.2)
+    early, later = numbers(r"v from 1 .* at .g. = (\S+), later (\S+)", result)
+    assert early > 1e4 * later
+
+
 def test_resume_from_torch(result):
     [difference] = numbers(r"largest relative difference of a step ([^,]+),", result)
     assert difference <= 1e-5
@@ -62,8 +69,12 @@ SMALL = {
     "gpu": ["--log2-size", "16", "--rounds", "2", "--leaves", "2"],
     "arithmetic": [],
     "atlas": [],
-    "accumulators": ["--epochs", "1", "--seeds", "1", "--output", "picture.png"],
-    "training": ["--epochs", "1", "1", "--seeds", "1", "--output", "picture.png"],
+    "accumulators": [
+        *("--epochs", "1", "--seeds", "1", "--decays", "0.9", "--output", "picture.png")
+    ],
+    "training": [
+        *("--epochs", "1", "1", "--seeds", "1", "--tasks", "digits", "--output", "picture.png")
+    ],
 }
 
 
