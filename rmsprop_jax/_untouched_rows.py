@@ -16,8 +16,8 @@ def untouched_rows(
 
     A batch uses few rows of an embedding; the gradient of the others is zero. Dense RMSprop makes
     a step there all the same: v decays, momentum goes on, weights decay. TensorFlow 1 and Sonnet
-    update the used rows only, and so does ``tf.keras`` where it has momentum. This is their rule,
-    around any optimizer of this package:
+    update the used rows only, and so does ``tf.keras`` to TensorFlow 2.10 where it has momentum.
+    This is their rule, around any optimizer of this package:
 
     .. math::
 
@@ -30,6 +30,7 @@ def untouched_rows(
 
     Args:
       optimizer: One of this package's, or of Optax's with a state of arrays like the parameters.
+        ``optax.MultiSteps`` goes around it, not inside: it counts steps of its own.
       mask: Which leaves have such rows, the embeddings: a tree of booleans like the parameters or
         a prefix of it, or a function that makes one of them; ``None`` means every leaf with an
         axis. Elsewhere a gradient of zero is an observation like any other.
@@ -38,9 +39,10 @@ def untouched_rows(
       A transformation with the state of ``optimizer``.
 
     Raises:
-      TypeError: If ``mask`` is not of booleans.
-      ValueError: If the state is in 8 bits: its codes are scaled anew in every step, those of
-        untouched rows too. ``accumulator_dtype="bfloat16"`` works.
+      TypeError: If ``optimizer`` is not a transformation, or ``mask`` not of booleans.
+      ValueError: If ``mask`` is not a prefix of the gradients, or if the state is in 8 bits, whose
+        codes are scaled anew in every step (``accumulator_dtype="bfloat16"`` works), of
+        ``optax.MultiSteps``, or of arrays of other shapes than the parameters'.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,16 +60,14 @@ def untouched_rows(
       ``SparseApplyRMSProp`` and ``SparseApplyCenteredRMSProp`` of `TensorFlow
       <https://www.tensorflow.org/api_docs/python/tf/raw_ops/SparseApplyRMSProp>`_.
     """
+    if not callable(getattr(optimizer, "update", None)):
+        raise TypeError(f"optimizer must be an Optax transformation, got {optimizer!r}")
     optimizer = optax.with_extra_args_support(optimizer)
     mask = True if mask is None else _validate.mask(mask)
 
     def init(params: Any) -> Any:
         state = optimizer.init(params)
-        if any(map(_states.is_quantized, jax.tree.leaves(state, is_leaf=_states.is_quantized))):
-            raise ValueError(
-                "untouched_rows needs averages in float32 or bfloat16, got an 8-bit state, whose "
-                "codes are scaled anew in every step; give accumulator_dtype='bfloat16'"
-            )
+        _check(state)
         return state
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
@@ -75,7 +75,7 @@ def untouched_rows(
         new_updates, new = optimizer.update(updates, state, params, **extra_args)
 
         def of_params(average: Any) -> Any:
-            return jax.tree.map(lambda t, x: jax.tree.map(lambda _: t, x), touched, average)
+            return jax.tree.map(_rows_of, touched, average, updates, is_leaf=lambda x: x is None)
 
         # What stands in the state for the parameters goes by rows; the rest is always new.
         where_new = optax.tree_utils.tree_map_params(
@@ -102,7 +102,46 @@ def _touched(updates: Any, mask: Any) -> Any:
     def below(chosen: Any, tree: Any) -> Any:
         return jax.tree.map(lambda g: rows(chosen, g), tree, is_leaf=lambda x: x is None)
 
-    return jax.tree.map(below, mask(updates) if callable(mask) else mask, updates)
+    chosen = mask(updates) if callable(mask) else mask
+    try:
+        return jax.tree.map(below, chosen, updates)
+    except ValueError as error:
+        raise ValueError(
+            "mask must be True or False, or a tree of them like the gradients or a prefix of it; "
+            f"got {_validate.shown(chosen)} for {jax.tree.structure(updates)}"
+        ) from error
+
+
+def _rows_of(touched: Any, average: Any, g: Any) -> Any:
+    """``touched`` for each array that the state has for a parameter."""
+
+    def rows(x: Any) -> Any:
+        if touched is not True and jnp.shape(x) != jnp.shape(g):
+            raise ValueError(
+                "untouched_rows needs a state of arrays like the parameters, got one of shape "
+                f"{jnp.shape(x)} for a gradient of shape {jnp.shape(g)}"
+            )
+        return touched
+
+    return jax.tree.map(rows, average)
+
+
+def _check(state: Any) -> None:
+    """Raises if rows of a state cannot be kept."""
+
+    def is_known(x: Any) -> bool:
+        return _states.is_quantized(x) or isinstance(x, optax.MultiStepsState)
+
+    for node in filter(is_known, jax.tree.leaves(state, is_leaf=is_known)):
+        if isinstance(node, optax.MultiStepsState):
+            raise ValueError(
+                "untouched_rows must stand inside optax.MultiSteps, got it inside untouched_rows; "
+                "write optax.MultiSteps(untouched_rows(optimizer), every_k_schedule)"
+            )
+        raise ValueError(
+            "untouched_rows needs averages in float32 or bfloat16, got an 8-bit state, whose "
+            "codes are scaled anew in every step; give accumulator_dtype='bfloat16'"
+        )
 
 
 def _where(touched: Any, new: Any, old: Any) -> Any:

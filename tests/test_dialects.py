@@ -211,6 +211,12 @@ def test_mask_of_timm(mask, decoupled_decay):
         np.testing.assert_array_equal(masked[leaf], expected)
 
 
+@pytest.mark.parametrize("mask", [3, {"w": "no"}])
+def test_mask_of_something_else_is_refused(mask):
+    with pytest.raises(TypeError, match="mask must be True or False"):
+        dialects.timm(mask=mask)
+
+
 def test_corrected_weight_decay_of_timm_is_a_link_behind():
     """By its rule: decoupled, and scaled by the learning rate over the largest."""
     schedule = optax.cosine_decay_schedule(0.1, 20)

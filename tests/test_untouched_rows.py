@@ -148,6 +148,43 @@ def test_8_bits_are_refused():
         optimizer.init(jnp.ones((2, 2)))
 
 
+@pytest.mark.parametrize(
+    ("wrapped", "message"),
+    [
+        (optax.MultiSteps(rmsprop(0.1), 2).gradient_transformation(), "inside optax.MultiSteps"),
+        (optax.adafactor(0.1), r"arrays like the parameters, got one of shape .*\(256, 200\)"),
+    ],
+    ids=["MultiSteps", "adafactor"],
+)
+def test_states_without_rows_are_refused(wrapped, message):
+    optimizer = untouched_rows(wrapped)
+    w = jnp.ones((256, 200))
+    with pytest.raises(ValueError, match=message):
+        optimizer.update(w, optimizer.init(w), w)
+
+
+def test_multi_steps_around_it():
+    optimizer = optax.MultiSteps(untouched_rows(rmsprop(0.1)), 2).gradient_transformation()
+    params, _ = steps(optimizer, [jnp.array([1.0, 0.0, 0.0]), jnp.array([0.0, 1.0, 0.0])], W3)
+    np.testing.assert_allclose(params, 1 - 0.1 / np.sqrt(0.1) * np.array([1, 1, 0]), rtol=1e-5)
+
+
+W3 = jnp.ones(3)
+
+
+def test_another_thing_than_an_optimizer_is_refused():
+    with pytest.raises(TypeError, match=r"optimizer must be an Optax transformation, got 0\.1"):
+        untouched_rows(0.1)
+
+
+@pytest.mark.parametrize("mask", [{"v": True}, {"w": {"c": True}}, (True,)])
+def test_mask_like_another_tree_is_refused(mask):
+    optimizer = untouched_rows(rmsprop(0.1), mask)
+    params = {"w": W3}
+    with pytest.raises(ValueError, match="mask must be True or False, or a tree of them"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
 @pytest.mark.parametrize("mask", [1, "embedding", {"w": 1}])
 def test_mask_of_something_else_is_refused(mask):
     with pytest.raises(TypeError, match="mask must be True or False"):

@@ -127,12 +127,14 @@ def tf_keras(
 
     The default optimizer of ``Model.compile`` for years. Where eps stands depends on the momentum:
     outside the root without, inside with it. At 1e-7 that is much: inside the root it acts as 3e-4
-    would outside. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`. Of an embedding,
-    TensorFlow does not move the rows that a batch leaves out: see `rmsprop_jax.untouched_rows`.
+    would outside. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`. With momentum it
+    leaves the rows of an embedding alone that a batch does not use: see
+    `rmsprop_jax.untouched_rows`. Without, it moves none either, and v decays in all, as here.
 
-    Keras 1.0.4 to 2.3, which came without TensorFlow, is this without momentum and centring, and
-    its ``clipnorm`` is ``global_clipnorm`` here; until Keras 2.1.0 ``epsilon`` was 1e-8. Before
-    1.0.4 it was 1e-6 inside the root, as in `rmsprop_jax.rmsprop`.
+    Keras 1.0.4 to 2.3, a package of its own, is this without momentum and centring: there the
+    rate is called ``lr``, and the third argument is ``epsilon``, so pass that by name. Its
+    ``clipnorm`` is ``global_clipnorm`` here; until Keras 2.1.0 ``epsilon`` was 1e-8. Before 1.0.4
+    it was 1e-6 inside the root, as in `rmsprop_jax.rmsprop`.
 
     Args:
       learning_rate: :math:`\eta`, or a schedule.
@@ -206,9 +208,9 @@ def tensorflow_v1(
         w_{t+1} &= w_t - b_t
 
     Unlike Keras's and torch's, v starts from one: where gradients are small, the first hundred
-    steps or so are small too. Gradients are dense here; of an embedding, TensorFlow leaves the
-    rows that a step does not touch, and their slots, as they are. Otherwise as Keras's, with an
-    epsilon of 1e-10; the papers that use it set their own, up to 1. ``centered`` replaces
+    steps or so are small too. Of an embedding, TensorFlow leaves the rows that a step does not
+    touch, and their slots, as they are: see `rmsprop_jax.untouched_rows`. Otherwise as Keras's,
+    with an epsilon of 1e-10; the papers that use it set their own, up to 1. ``centered`` replaces
     :math:`v_t` by :math:`v_t - m_t^2`.
 
     Args:

@@ -157,6 +157,7 @@ def timm(
     _validate.fraction(alpha=alpha)
     _validate.nonnegative(weight_decay=weight_decay, eps=eps)
     decay = _validate.weight_decay(weight_decay=weight_decay, mask=mask)
+    mask = None if mask is None else _validate.mask(mask)
     momentum_and_rate = [
         optax.scale_by_learning_rate(rate),
         heavy_ball(momentum, accumulator_dtype),
@@ -180,7 +181,7 @@ def stable_baselines3(
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Stable-Baselines3's ``RMSpropTFLike``, for A2C as OpenAI's Baselines had it.
+    r"""Stable-Baselines3's ``RMSpropTFLike``, with which its A2C is that of OpenAI's Baselines.
 
     .. math::
 
@@ -192,6 +193,9 @@ def stable_baselines3(
     torch's rule with two things of TensorFlow 1's: eps stands inside the root, and v starts from
     one. (Its own docstring has eps outside; its code does not.) The learning rate stands outside
     the momentum buffer, as torch's. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
+
+    A2C takes it only where ``policy_kwargs`` name it; by default its RMSprop is torch's,
+    ``dialects.pytorch(7e-4, 0.99, 1e-5)``.
 
     Args:
       lr: :math:`\eta`, or a schedule. A2C has 7e-4.
