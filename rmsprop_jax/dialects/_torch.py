@@ -110,7 +110,7 @@ def timm(
 
     timm's ``corrected_weight_decay`` is a link behind, with ``weight_decay=0`` here:
     ``optax.add_decayed_weights(lambda t: -weight_decay * lr(t) ** 2 / largest_lr)``. Its
-    ``caution`` is not RMSprop's, and Optax has none yet.
+    ``caution`` is a wrapper of eight lines around this: see docs/which_rmsprop.md.
 
     Args:
       lr: :math:`\eta`, or a schedule.

@@ -3,10 +3,13 @@
 Needs the extra `frameworks`: pytest tests/frameworks.
 """
 
+import re
 from itertools import product
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from support.frameworks import (
@@ -18,6 +21,7 @@ from support.frameworks import (
     tf_keras_path,
     timm_path,
 )
+from support.readme import ROOT
 from support.trajectories import assert_same_path, path, problem, scheduled
 
 import rmsprop_jax
@@ -148,6 +152,21 @@ def test_timm(options, schedule):
 def test_stable_baselines3(options, schedule):
     gradients, params = problem(seed=5, smallest=1e-3)
     check(dialects.stable_baselines3, stable_baselines3_path, options, schedule, gradients, params)
+
+
+@pytest.mark.parametrize("lr_in_momentum", [False, True])
+def test_caution_of_timm(lr_in_momentum):
+    """With the wrapper that docs/which_rmsprop.md prints."""
+    page = (ROOT / "docs" / "which_rmsprop.md").read_text()
+    [start] = re.finditer(r"^>>> def cautious", page, re.MULTILINE)
+    lines = page[start.start() :].split("\n>>> ")[0].splitlines()
+    names = {"jax": jax, "jnp": jnp, "optax": optax}
+    exec("\n".join(line[4:] for line in lines), names)
+    options = {"lr": 1e-2, "momentum": 0.9, "lr_in_momentum": lr_in_momentum}
+    gradients, params = problem(seed=4)
+    theirs = timm_path(options | {"caution": True}, gradients, params)
+    ours = names["cautious"](dialects.timm(**options))
+    assert_same_path(path(ours, gradients, params), theirs, params)
 
 
 @pytest.mark.parametrize("schedule", [False, True])
