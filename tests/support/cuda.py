@@ -68,7 +68,8 @@ class Kernel(NamedTuple):
 
 
 @cache
-def _on_h100() -> SingleDeviceSharding:
+def on_h100() -> SingleDeviceSharding:
+    """One, where there is none."""
     topology = topologies.get_topology_desc(
         platform="cuda",
         topology_name="1x1x1",
@@ -87,7 +88,7 @@ def compile_step(
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    placed = partial(jax.ShapeDtypeStruct, sharding=_on_h100())
+    placed = partial(jax.ShapeDtypeStruct, sharding=on_h100())
     params = [placed(shape, dtype) for shape in shapes]
     state = jax.eval_shape(optimizer.init, params)
     state = jax.tree.map(lambda x: placed(x.shape, x.dtype), state)

@@ -69,6 +69,7 @@ SMALL = {
     "gpu": ["--log2-size", "16", "--rounds", "2", "--leaves", "2"],
     "arithmetic": [],
     "atlas": [],
+    "compile": ["--leaves", "4"],
     "accumulators": [
         *("--epochs", "1", "--seeds", "1", "--decays", "0.9", "--output", "picture.png")
     ],
