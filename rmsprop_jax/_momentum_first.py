@@ -61,8 +61,8 @@ def _step(
     g = g.astype(jnp.result_type(g, v))
     chex.assert_equal_shape([g, v, b])
     decay, weight, eps, momentum = shared[:4].astype(v.dtype)
-    _, b = _rmsprop.trace(g, b, momentum=momentum, nesterov=False)
-    v = _rmsprop.mean_square(g, v, decay=decay, weight=weight)
-    u = _rmsprop.over_root(b, v, eps, eps_in_sqrt=False)
+    u, v, b = _rmsprop.momentum_over_rms(
+        g, v, b, decay=decay, weight=weight, eps=eps, momentum=momentum
+    )
     b = _storage.store(b, kept_buffer, buffer_slot, shared)
     return u, _storage.store(v, kept_average, average_slot, shared), b

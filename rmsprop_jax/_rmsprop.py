@@ -86,6 +86,26 @@ def trace(
     return (momentum * b + x if nesterov else b), b
 
 
+def momentum_over_rms(
+    g: jax.Array,
+    v: jax.Array,
+    b: jax.Array,
+    *,
+    decay: Scalar,
+    weight: Scalar,
+    eps: Scalar,
+    momentum: Scalar,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Momentum of the gradients first, over ``sqrt(v) + eps`` afterwards: fastai's order.
+
+    Returns:
+      The scaled momentum, the new v and the new b.
+    """
+    b = momentum * b + g
+    v = mean_square(g, v, decay=decay, weight=weight)
+    return over_root(b, v, eps, eps_in_sqrt=False), v, b
+
+
 def over_root(g: jax.Array, v: jax.Array, eps: Scalar, eps_in_sqrt: bool) -> jax.Array:
     """``g / sqrt(v + eps)``, or ``g / (sqrt(v) + eps)``; zero where the denominator is zero."""
     # Zero is the minimum of v, so its derivative is zero there; computed, it could overflow.

@@ -106,10 +106,7 @@ def _touched(updates: Any, mask: Any) -> Any:
     try:
         return jax.tree.map(below, chosen, updates)
     except ValueError as error:
-        raise ValueError(
-            "mask must be True or False, or a tree of them like the gradients or a prefix of it; "
-            f"got {_validate.shown(chosen)} for {jax.tree.structure(updates)}"
-        ) from error
+        raise _validate.bad_prefix(chosen, updates) from error
 
 
 def _rows_of(touched: Any, average: Any, g: Any) -> Any:

@@ -76,6 +76,13 @@ def flag(**named: Any) -> None:
             raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
+def at_most_one(**limits: Any) -> None:
+    """Raises if more than one is given."""
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if len(given) > 1:
+        raise ValueError(f"only one of {', '.join(limits)} may be given, got {given}")
+
+
 def averages(**options: Any) -> dict[str, Any]:
     """The options of `scale_by_rms` and `scale_by_stddev`, as given; raises if one is bad."""
     fraction(decay=options["decay"])
@@ -134,6 +141,14 @@ def mask(mask: Any) -> Any:
     if callable(mask):
         return lambda tree: _booleans(mask(tree))
     return _booleans(mask)
+
+
+def bad_prefix(mask: Any, tree: Any) -> ValueError:
+    """That a mask does not fit gradients."""
+    return ValueError(
+        "mask must be True or False, or a tree of them like the gradients or a prefix of it; "
+        f"got {shown(mask)} for {jax.tree.structure(tree)}"
+    )
 
 
 def _booleans(mask: Any) -> Any:

@@ -65,13 +65,6 @@ def _decay(named: dict[str, Any], **options: Any) -> optax.GradientTransformatio
     return _transform.decayed_weights(value, name=name, **options)
 
 
-def at_most_one(**limits: ArrayLike | None) -> None:
-    """Raises if more than one is given."""
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    if len(given) > 1:
-        raise ValueError(f"only one of {', '.join(limits)} may be given, got {given}")
-
-
 def clip(**limits: ArrayLike | None) -> optax.GradientTransformation:
     """Clips gradients to each limit that is given, in this order."""
     given = {name: limit for name, limit in limits.items() if limit is not None}

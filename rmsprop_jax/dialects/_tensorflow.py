@@ -13,7 +13,6 @@ from rmsprop_jax import _validate
 from rmsprop_jax._checked import checked
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax.dialects._parts import (
-    at_most_one,
     averages,
     buffered,
     clip,
@@ -89,7 +88,7 @@ def keras(
     _validate.fraction(rho=rho)
     _validate.nonnegative(epsilon=epsilon)
     limits = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
-    at_most_one(**limits)
+    _validate.at_most_one(**limits)
     limits = {k: limit for k, limit in limits.items() if limit is None or not _no_limit(k, limit)}
     steps = optax.chain(
         clip(**limits),
@@ -127,9 +126,10 @@ def tf_keras(
 
     The default optimizer of ``Model.compile`` for years. Where eps stands depends on the momentum:
     outside the root without, inside with it. At 1e-7 that is much: inside the root it acts as 3e-4
-    would outside. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`. With momentum it
-    leaves the rows of an embedding alone that a batch does not use: see
-    `rmsprop_jax.untouched_rows`. Without, it moves none either, and v decays in all, as here.
+    would outside. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`. Of an
+    embedding, TensorFlow moves only the rows that a batch uses. With momentum it leaves the
+    averages of the others alone, too: see `rmsprop_jax.untouched_rows`. Without, their v decays,
+    as here.
 
     Keras 1.0.4 to 2.3, a package of its own, is this without momentum and centring: there the
     rate is called ``lr``, and the third argument is ``epsilon``, so pass that by name. Its
@@ -175,7 +175,7 @@ def tf_keras(
     rate = _validate.learning_rate(learning_rate=learning_rate)
     _validate.fraction(rho=rho)
     _validate.nonnegative(epsilon=epsilon, decay=decay)
-    at_most_one(clipnorm=clipnorm, global_clipnorm=global_clipnorm)
+    _validate.at_most_one(clipnorm=clipnorm, global_clipnorm=global_clipnorm)
     steps = optax.chain(
         clip(clipvalue=clipvalue, clipnorm=clipnorm, global_clipnorm=global_clipnorm),
         _eps_by_momentum(

@@ -94,7 +94,7 @@ def timm(
     mask: Any = None,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Timm's ``RMSpropTF``, with which EfficientNet and MobileNet are trained in torch.
+    r"""``RMSpropTF`` of timm, with which EfficientNet and MobileNet are trained in torch.
 
     .. math::
 
@@ -247,7 +247,7 @@ def fastai(
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Fastai's ``RMSProp``: momentum of the gradients themselves, divided afterwards.
+    r"""``RMSProp`` of fastai: momentum of the gradients themselves, divided afterwards.
 
     .. math::
 
@@ -255,8 +255,8 @@ def fastai(
         b_t &= \mu\, b_{t-1} + g_t \\
         w_{t+1} &= (1 - \eta_t\, \lambda)\, w_t - \eta_t\, \frac{b_t}{\sqrt{v_t} + \epsilon}
 
-    Unlike all others, which divide first: the whole buffer is divided by the newest v, so that a
-    large gradient shortens what was gathered before it. Without momentum it is torch's, with
+    All others divide first. Here the newest v divides the whole buffer, so a large gradient also
+    shortens what was gathered before it. Without momentum it is torch's, with
     decoupled weight decay. One learning rate is for all parameters; where fastai is given a
     ``slice``, use ``optax.partition``.
 

@@ -6,8 +6,8 @@ from importlib.metadata import version
 
 # Eight simulated devices: Optax's own sharding tests ask for them by this variable.
 _DEVICES = {"xla_force_host_platform_device_count": "8"}
-# Machine code that is made in less than half the time and need not be fast, by the worker alone;
-# and the options of a compilation that has users' code again.
+# Machine code that need not be fast, made in less than half the time and in one thread; and the
+# options of a compilation that has users' code again.
 _FAST = {"xla_backend_optimization_level": "0", "xla_cpu_parallel_codegen_split_count": "1"}
 OPTIMIZED: dict[str, bool | int] = {
     "xla_backend_optimization_level": 3,
