@@ -6,7 +6,7 @@ import pytest
 
 collect_ignore = [
     f"rmsprop_jax/interop/{module}.py"
-    for module, framework in {"pytorch": "torch", "keras": "keras"}.items()
+    for module, framework in {"_torch_modules": "torch", "keras": "keras"}.items()
     if find_spec(framework) is None
 ]
 

@@ -1,9 +1,11 @@
-"""Resumes a torch run in JAX, and shows that it continues as torch's own run does.
+"""Resumes a torch run in JAX from its checkpoint, and shows that it continues as torch's own does.
 
-A small convolutional network learns scikit-learn's handwritten digits with torch's
-RMSprop, centred and with momentum, and saves a checkpoint half-way. From there torch
-continues by itself, and JAX continues from the file, on the same batches. For comparison
-JAX continues a second time with the parameters alone, and a new state. Needs torch.
+    python resume_from_torch.py run.pt
+
+The checkpoint is that of train_in_torch.py; without a path it is made first. Torch continues from
+it by itself, and Flax's NNX with torch's parameters, running statistics and optimizer state, on
+the same batches. For comparison NNX continues a second time with a new optimizer state. For a
+network of your own, change the two networks. Needs torch.
 """
 
 import argparse
@@ -18,141 +20,141 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import torch
+import train_in_torch
 from flax import nnx
-from quickstart import Digits, Network, load
+from quickstart import Digits, load
 from tqdm import tqdm
 
 from rmsprop_jax import interop
 
-BATCH_SIZE = 32
 
+class Network(nnx.Module):
+    """The network of train_in_torch.py in Flax, with its names."""
 
-class TorchNetwork(torch.nn.Module):
-    """The network of quickstart.py, in torch: images have their channels first."""
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.Conv(1, 16, (3, 3), use_bias=False, rngs=rngs)
+        self.first_norm = nnx.BatchNorm(16, momentum=0.9, use_fast_variance=False, rngs=rngs)
+        self.second = nnx.Conv(16, 32, (3, 3), use_bias=False, rngs=rngs)
+        self.second_norm = nnx.BatchNorm(32, momentum=0.9, use_fast_variance=False, rngs=rngs)
+        self.hidden = nnx.Linear(4 * 4 * 32, 56, rngs=rngs)
+        self.output = nnx.Linear(56, 10, rngs=rngs)
 
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.Conv2d(1, 16, 3, padding="same")
-        self.second = torch.nn.Conv2d(16, 32, 3, padding="same")
-        self.hidden = torch.nn.Linear(32 * 4 * 4, 56)
-        self.output = torch.nn.Linear(56, 10)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: jax.Array) -> jax.Array:
         """Logits of shape (n, 10)."""
-        x = torch.relu(self.first(images))
-        x = torch.relu(self.second(x))
-        x = torch.nn.functional.max_pool2d(x, 2)
-        x = torch.relu(self.hidden(x.flatten(1)))
+        x = nnx.relu(self.first_norm(self.first(images)))
+        x = nnx.relu(self.second_norm(self.second(x)))
+        x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        x = nnx.relu(self.hidden(x.reshape(len(x), -1)))
         return self.output(x)
 
 
 class Losses(NamedTuple):
-    """The loss of each step: torch's whole run, and its second half in JAX."""
+    """The loss of each step: before the checkpoint, and after it in torch and in JAX."""
 
+    before: list[float]
     torch: list[float]
     jax: list[float]
     without_state: list[float]
 
 
-def train_in_torch(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Digits, batches: np.ndarray
-) -> list[float]:
+def restore(path: Path) -> tuple[Network, interop.Restored]:
+    """Flax's network with torch's parameters and running statistics, and the run's optimizer."""
+    model = Network(nnx.Rngs(0))
+    # From torch's names and axes to Flax's, which flattens images in another order.
+    mapping = interop.pytorch.mapping_of(train_in_torch.TorchNetwork())
+    restored = interop.pytorch.load(path, nnx.state(model, nnx.Param), mapping)
+    nnx.update(model, restored.params)
+    statistics = nnx.state(model, nnx.BatchStat)
+    nnx.replace_by_pure_dict(statistics, restored.buffers)
+    nnx.update(model, statistics)
+    return model, restored
+
+
+def train(model: Network, optimizer: nnx.Optimizer, data: Digits, batches: Any) -> list[float]:
     """Trains the model in place; the loss of each step."""
-    images = torch.from_numpy(np.array(data.images).transpose(0, 3, 1, 2))
-    labels = torch.from_numpy(np.array(data.labels)).long()
+
+    @nnx.jit
+    def step(model: Network, optimizer: nnx.Optimizer, batch: Digits) -> jax.Array:
+        def loss_of(model: Network) -> jax.Array:
+            losses = optax.softmax_cross_entropy_with_integer_labels
+            return losses(model(batch.images), batch.labels).mean()
+
+        loss, gradients = nnx.value_and_grad(loss_of)(model)
+        optimizer.update(model, gradients)
+        return loss
+
     losses = []
-    for chosen in tqdm(batches, desc="torch", unit="step"):
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def restore(file: Path, model: torch.nn.Module) -> tuple[nnx.GraphDef, interop.Restored]:
-    """Flax's network, and torch's run restored for it."""
-    graph, variables = nnx.split(Network(nnx.Rngs(0)), nnx.Param)
-    # From torch's names and axes to Flax's. The two flatten images in different orders.
-    mapping = interop.pytorch.mapping_of(model)
-    mapping["hidden.weight"] = interop.Leaf(
-        "hidden/kernel", transpose=(2, 3, 1, 0), reshape=(56, 32, 4, 4)
-    )
-    return graph, interop.pytorch.load(file, nnx.to_pure_dict(variables), mapping)
-
-
-def train_in_jax(
-    graph: nnx.GraphDef, restored: interop.Restored, data: Digits, batches: np.ndarray
-) -> list[float]:
-    """Continues the restored run; the loss of each step."""
-
-    def loss_of(params: dict, batch: Digits) -> jax.Array:
-        logits = nnx.merge(graph, nnx.State(params))(batch.images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
-
-    @jax.jit
-    def step(
-        params: dict, state: optax.OptState, batch: Digits
-    ) -> tuple[Any, optax.OptState, jax.Array]:
-        loss, gradients = jax.value_and_grad(loss_of)(params, batch)
-        updates, state = restored.optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    params, state, losses = restored.params, restored.state, []
     for chosen in tqdm(batches, desc="JAX  ", unit="step"):
-        params, state, loss = step(params, state, Digits(data.images[chosen], data.labels[chosen]))
-        losses.append(float(loss))
+        batch = Digits(data.images[chosen], data.labels[chosen])
+        losses.append(float(step(model, optimizer, batch)))
     return losses
 
 
-def run(args: argparse.Namespace) -> Losses:
-    """Both runs: torch's from the start, JAX's from the middle."""
-    data, _ = load(args.seed)
-    rng = np.random.default_rng(args.seed)
-    batches = rng.integers(len(data.labels), size=(2 * args.steps, BATCH_SIZE))
-    first, second = np.split(batches, 2)
+def continue_in_jax(path: Path, data: Digits, batches: Any) -> tuple[Network, list[float]]:
+    """Continues the run from its checkpoint."""
+    model, restored = restore(path)
+    # nnx.Optimizer makes a state by `init`: here it is the restored one.
+    optimizer = restored.optimizer._replace(init=lambda _: restored.state)
+    return model, train(model, nnx.Optimizer(model, optimizer, wrt=nnx.Param), data, batches)
 
-    torch.manual_seed(args.seed)
-    model = TorchNetwork()
-    optimizer = torch.optim.RMSprop(
-        model.parameters(), lr=3e-4, alpha=0.95, eps=1e-2, momentum=0.9, centered=True
+
+def continue_without_state(path: Path, data: Digits, batches: Any) -> list[float]:
+    """Continues with torch's parameters, and a new optimizer state."""
+    model, restored = restore(path)
+    return train(model, nnx.Optimizer(model, restored.optimizer, wrt=nnx.Param), data, batches)
+
+
+def continue_in_torch(path: Path, args: argparse.Namespace, batches: Any) -> list[float]:
+    """Continues in torch, for comparison."""
+    checkpoint = torch.load(path, weights_only=True)
+    model = train_in_torch.TorchNetwork()
+    model.load_state_dict(checkpoint["model_state_dict"])
+    optimizer = train_in_torch.optimizer_of(model)
+    optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+    return train_in_torch.train(
+        model, optimizer, train_in_torch.training_digits(args.seed), batches
     )
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "run.pt"
-        losses = train_in_torch(model, optimizer, data, first)
-        checkpoint = {
-            "model_state_dict": model.state_dict(),
-            "optimizer_state_dict": optimizer.state_dict(),
-        }
-        torch.save(checkpoint, file)
-        graph, restored = restore(file, model)
-    print(f"resumed at step {restored.step} with {restored.hyperparameters[0]}")
-    with_new_state = restored._replace(state=restored.optimizer.init(restored.params))
-    return Losses(
-        losses + train_in_torch(model, optimizer, data, second),
-        train_in_jax(graph, restored, data, second),
-        train_in_jax(graph, with_new_state, data, second),
+
+
+def run(path: Path, args: argparse.Namespace) -> tuple[Losses, float]:
+    """All runs from the checkpoint, and the held-out accuracy of JAX's."""
+    data, held_out = load(args.seed)
+    rng = np.random.default_rng(args.seed + 1)
+    batches = rng.integers(len(data.labels), size=(args.steps, train_in_torch.BATCH_SIZE))
+    model, losses = continue_in_jax(path, data, batches)
+    model.eval()
+    accuracy = float((model(held_out.images).argmax(1) == held_out.labels).mean())
+    checkpoint = torch.load(path, weights_only=True)
+    return (
+        Losses(
+            checkpoint["losses"],
+            continue_in_torch(path, args, batches),
+            losses,
+            continue_without_state(path, data, batches),
+        ),
+        accuracy,
     )
 
 
 def draw(losses: Losses, path: Path) -> None:
-    """Both losses over each other, and how far they are apart."""
-    half = len(losses.jax)
-    steps = np.arange(1, 2 * half + 1)
+    """The losses over each other, and how far they are apart."""
+    first = len(losses.before) + 1
+    steps = np.arange(first, first + len(losses.jax))
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
-    upper.plot(steps, losses.torch, color="#56B4E9", linewidth=5, label="torch")
-    upper.plot(steps[half:], losses.jax, color="#000000", linewidth=1, label="JAX, resumed")
+    torchs = losses.before + losses.torch
+    upper.plot(range(1, 1 + len(torchs)), torchs, color="#56B4E9", linewidth=5, label="torch")
+    upper.plot(steps, losses.jax, color="#000000", linewidth=1, label="JAX, resumed")
     without_state = {"color": "#D55E00", "linestyle": "--", "linewidth": 1}
-    upper.plot(steps[half:], losses.without_state, label="JAX, without the state", **without_state)
+    upper.plot(steps, losses.without_state, label="JAX, without the state", **without_state)
     upper.set(ylabel="cross-entropy of the batch", yscale="log")
     upper.set_title("A run that torch began, resumed in JAX on the same batches")
-    lower.plot(steps[half:], differences(losses.jax, losses), color="#000000", linewidth=1)
-    lower.plot(steps[half:], differences(losses.without_state, losses), **without_state)
+    lower.plot(steps, differences(losses.jax, losses), color="#000000", linewidth=1)
+    lower.plot(steps, differences(losses.without_state, losses), **without_state)
     lower.set(xlabel="step", ylabel="relative difference", yscale="log")
     for axes in (upper, lower):
-        axes.axvline(half + 0.5, color="#555555", linestyle=":", label="checkpoint")
+        axes.axvline(first - 0.5, color="#555555", linestyle=":", label="checkpoint")
         axes.grid(alpha=0.3)
     upper.legend()
     figure.savefig(path, dpi=120)
@@ -161,15 +163,27 @@ def draw(losses: Losses, path: Path) -> None:
 
 def differences(resumed: list[float], losses: Losses) -> np.ndarray:
     """How far each resumed step is from torch's, relative to its loss."""
-    expected = np.array(losses.torch[-len(resumed) :])
+    expected = np.array(losses.torch)
     return abs(np.array(resumed) - expected) / expected
+
+
+def checkpoint_file(text: str) -> Path:
+    """A file that is there, or argparse's error."""
+    if not (path := Path(text)).is_file():
+        raise argparse.ArgumentTypeError(
+            f"must be a checkpoint of train_in_torch.py, got {text!r}, which is no file"
+        )
+    return path
 
 
 def parse_arguments() -> argparse.Namespace:
     """The flags, each checked."""
     parser = flags.parser(__doc__, "resume_from_torch.png")
     parser.add_argument(
-        "--steps", type=flags.whole_number, default=100, help="before the checkpoint, and after it"
+        "path", type=checkpoint_file, nargs="?", help="of the checkpoint; without it, one is made"
+    )
+    parser.add_argument(
+        "--steps", type=flags.whole_number, default=100, help="to take from the checkpoint"
     )
     return parser.parse_args()
 
@@ -178,14 +192,18 @@ def main() -> None:
     """Trains, draws and prints the result."""
     args = parse_arguments()
     began = time.perf_counter()
-    losses = run(args)
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.path or Path(folder) / "run.pt"
+        if args.path is None:
+            train_in_torch.run(path, args.steps, args.seed)
+        losses, accuracy = run(path, args)
     draw(losses, args.output)
     print(
         f"resume_from_torch: after {args.steps} resumed steps: loss {losses.jax[-1]:.5f} in JAX, "
         f"{losses.torch[-1]:.5f} in torch; largest relative difference of a step "
         f"{differences(losses.jax, losses).max():.1e}, without the state "
-        f"{differences(losses.without_state, losses).max():.2f}; "
-        f"{jax.devices()[0].device_kind}, {time.perf_counter() - began:.0f} s; "
+        f"{differences(losses.without_state, losses).max():.2f}; held-out accuracy "
+        f"{accuracy:.1%}; {jax.devices()[0].device_kind}, {time.perf_counter() - began:.0f} s; "
         f"picture in {args.output}"
     )
 

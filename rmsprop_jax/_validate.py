@@ -160,9 +160,9 @@ def _booleans(mask: Any) -> Any:
     return mask
 
 
-def step(step: Any) -> None:
+def step(step: Any, name: str = "step") -> None:
     """Raises unless ``step`` is one whole number >= 0, or a traced one."""
-    message = f"step must be a whole number >= 0, got {shown(step)}"
+    message = f"{name} must be a whole number >= 0, got {shown(step)}"
     is_number = isinstance(step, int | np.ndarray | np.generic | jax.Array)
     dtype: Any = getattr(step, "dtype", np.dtype(type(step)) if is_number else None)
     if not is_number or not jnp.issubdtype(dtype, np.integer):

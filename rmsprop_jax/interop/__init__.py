@@ -8,18 +8,22 @@ Every framework has a module with the same two functions:
 
 `load` reads and checks parameters, averages and hyperparameters, and returns them with the
 optimizer that the framework ran. `save` writes parameters and state in the format that
-`load` reads. A mapping is a dictionary of `Leaf`: for each array of the framework, its path
-in ``params`` and how its axes are transposed. All arrays are NumPy; a framework is imported
-only when you pass one of its objects or files.
+`load` reads; files are replaced as a whole or not at all. A mapping is a dictionary of `Leaf`:
+for each array of the framework, its path in ``params`` and how its axes are transposed. All
+arrays are NumPy; a framework is imported only when you pass one of its objects or files.
 
-============= ==================================== ==================== ===========
-module        reads and writes                     hyperparameters      mapping
-============= ==================================== ==================== ===========
-pytorch       state dictionaries, a ``.pt`` file   from the checkpoint  yes
-keras         a live optimizer, a ``.keras`` file  from the checkpoint  yes
-tensorflow_v1 a ``Saver`` checkpoint               arguments            yes
-optax         a state of ``optax.rmsprop``         arguments            not needed
-============= ==================================== ==================== ===========
+============= ============================================ ================ ===========
+module        reads and writes                             hyperparameters  mapping
+============= ============================================ ================ ===========
+pytorch       dictionaries and files with two state_dicts  read             yes
+keras         live optimizers, .keras, .h5, TensorFlow 2   mostly read      yes
+tensorflow_v1 a ``Saver`` checkpoint                       arguments        yes
+optax         states of ``optax.rmsprop`` in any chain     arguments        not needed
+============= ============================================ ================ ===========
+
+`docs/checkpoints.md` shows each, and the way into Flax. Underneath, a checkpoint is a value
+(`_checkpoint.Checkpoint`): a framework's module reads one and writes one, and `_convert` does
+the rest for all of them.
 """
 
 from rmsprop_jax.interop import keras, optax, pytorch, tensorflow_v1

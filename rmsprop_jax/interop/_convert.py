@@ -1,8 +1,7 @@
-"""Converts records to parameters and optimizer state, and back.
+"""Loads a checkpoint into parameters and optimizer state, and saves these back.
 
-Each framework's module reads its checkpoint into one `Record` per parameter, in the
-framework's names and layout. `restore` converts records to parameters and a state, and
-`to_records` converts these back. No framework is imported here.
+No framework is imported here: each framework's module reads its format into a `Checkpoint`, and
+writes `Changes` into it.
 """
 
 from collections.abc import Mapping
@@ -12,14 +11,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path, tree_map_with_path
+from jax.tree_util import KeyPath, tree_map_with_path
 
-from rmsprop_jax import _states, _validate
-from rmsprop_jax.interop._mapping import Leaf, check_fits, leaf_path, listed
-from rmsprop_jax.interop._records import Record, cast, checked_array, mean_square, variance
+from rmsprop_jax._trees import has_gradient
+from rmsprop_jax.interop import _state
+from rmsprop_jax.interop._checkpoint import Changes, Checkpoint, Group
+from rmsprop_jax.interop._mapping import (
+    Keys,
+    Leaf,
+    Places,
+    check_fits,
+    check_mapping,
+    fits,
+    leaf_keys,
+    leaves_of,
+    listed,
+    match_names,
+    nested,
+    shown,
+)
+from rmsprop_jax.interop._records import (
+    Record,
+    cast,
+    checked_array,
+    checked_record,
+    mean_square,
+    negate_momentum,
+    variance,
+)
 
-_STEP_FIELDS = ("count", "step")
-_FIELDS = (*_STEP_FIELDS, "mu", "nu", "trace", "var")
+_FROZEN = "frozen"
 
 
 class Restored(NamedTuple):
@@ -33,6 +54,10 @@ class Restored(NamedTuple):
         checkpoint does not hold it.
       hyperparameters: The arguments of ``optimizer``: one dictionary per parameter group.
         Only torch may have more than one group.
+      buffers: What a model keeps beside its parameters, such as BatchNorm's running mean and
+        variance: NumPy arrays in a nested dictionary, by the paths in the mapping.
+      fresh: The paths of the leaves whose averages begin anew, and of those whose values are
+        the given ones.
     """
 
     params: Any
@@ -40,180 +65,208 @@ class Restored(NamedTuple):
     state: optax.OptState
     step: int | None
     hyperparameters: tuple[dict[str, Any], ...]
+    buffers: dict[str, Any] = {}  # noqa: RUF012
+    fresh: tuple[str, ...] = ()
 
 
-def restore(
-    params: Any,
-    mapping: Mapping[str, Leaf],
-    records: Mapping[str, Record],
-    optimizer: optax.GradientTransformationExtraArgs,
-    step: int | None,
-) -> tuple[Any, Any]:
-    """Converts records to parameters like ``params`` and a state of ``optimizer``."""
-    shapes = {leaf_path(keys): jnp.shape(leaf) for keys, leaf in tree_leaves_with_path(params)}
-    fields: dict[str, dict[str, Any]] = {field: {} for field in ("value", *_FIELDS)}
-    for name, leaf in mapping.items():
-        shape = shapes[leaf.path]
-        check_fits(name, leaf, records[name].value.shape, shape)
-        arrays: list[Any] = [None if x is None else leaf.to_jax(x, shape) for x in records[name]]
-        value, square, mean, momentum = arrays
-        fields["value"][leaf.path] = value
-        fields["nu"][leaf.path] = square
-        fields["trace"][leaf.path] = momentum
-        fields["mu"][leaf.path] = mean
-        fields["var"][leaf.path] = None if mean is None else variance(square, mean)
-
-    def parameter(keys: KeyPath, like: Any) -> jax.Array:
-        x = fields["value"][leaf_path(keys)]
-        return jnp.asarray(cast(leaf_path(keys), x, jnp.result_type(like)))
-
-    state = fill_state(jax.eval_shape(optimizer.init, params), fields, step)
-    return tree_map_with_path(parameter, params), state
-
-
-def to_records(
-    params: Any,
-    state: Any,
-    mapping: Mapping[str, Leaf],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, Record]:
-    """Converts parameters and state to records with a framework's names and ``shapes``."""
-    leaves = {leaf_path(keys): leaf for keys, leaf in tree_leaves_with_path(params)}
-    fields = read_state(state)
-
-    def record(name: str, leaf: Leaf) -> Record:
-        value = checked_array(f"params: {leaf.path}", leaves[leaf.path])
-        check_fits(name, leaf, shapes[name], value.shape)
-        square, mean, var, momentum = (
-            join_complex(fields[field], leaf.path) for field in ("nu", "mu", "var", "trace")
-        )
-        if mean is not None and var is not None:
-            square = mean_square(var, mean)
-        for x in (square, mean, momentum):
-            if x is not None and x.shape != value.shape:
-                raise ValueError(
-                    f"state: averages of {leaf.path} must have the shape {value.shape} of params, "
-                    f"got {x.shape}; give the state of these params"
-                )
-        arrays: list[Any] = [
-            None if x is None else leaf.from_jax(x, shapes[name])
-            for x in (value, square, mean, momentum)
-        ]
-        return Record(*arrays)
-
-    return {name: record(name, leaf) for name, leaf in mapping.items()}
-
-
-def check_state(
-    state: Any,
-    params: Any,
-    dialect: str,
-    without_step: optax.GradientTransformation,
-    with_step: optax.GradientTransformation,
-) -> None:
-    """Raises unless ``state`` is a state of ``dialect``.
-
-    It must have all leaves of ``without_step``, in any storage dtype, and no others than those
-    of ``with_step``, which was built with `options_that_count_steps`.
-    """
-
-    def leaves(tree: Any) -> set[str]:
-        return {keystr(keys) for keys, _ in tree_leaves_with_path(tree)}
-
-    state = _states.dequantize(state)
-
-    least, most = (leaves(jax.eval_shape(o.init, params)) for o in (without_step, with_step))
-    missing, unexpected = least - leaves(state), leaves(state) - most
-    if missing or unexpected:
-        missing_text = listed(sorted(missing), room=85)
-        unexpected_text = listed(sorted(unexpected), room=170 - len(missing_text))
-        raise ValueError(
-            f"state is not of {dialect} with the target's centered and momentum: "
-            f"missing {missing_text}, unexpected {unexpected_text}"
-        )
-
-
-def options_that_count_steps(rate_name: str, state: Any) -> dict[str, Any]:
-    """Hyperparameters with which a dialect keeps every step that ``state`` may keep.
-
-    These are a schedule, as the argument ``rate_name``, and low-precision averages if ``state``
-    has any.
-    """
-    leaves = jax.tree.leaves(state, is_leaf=_states.is_quantized)
-    low = any(_states.is_quantized(x) or x.dtype == jnp.bfloat16 for x in leaves)
-    return {rate_name: lambda _: 0.0, "accumulator_dtype": jnp.bfloat16 if low else None}
-
-
-def read_state(state: Any) -> dict[str, dict[str, Any]]:
-    """The arrays of a state: {field: {path of the parameter: array}}."""
-    fields: dict[str, dict[str, Any]] = {field: {} for field in _FIELDS}
-    for keys, leaf in tree_leaves_with_path(_states.dequantize(state)):
-        field, path = _field_and_path(keys)
-        is_step = field in _STEP_FIELDS
-        x = np.array(leaf) if is_step else checked_array(f"state: {field} of {path}", leaf)
-        fields[field][path] = x
-    return fields
-
-
-def fill_state(state: Any, fields: Mapping[str, Mapping[str, Any]], step: int | None) -> Any:
-    """A state like ``state`` with the arrays of ``fields``: the inverse of `read_state`."""
-
-    def array(keys: KeyPath, like: Any) -> Any:
-        field, path = _field_and_path(keys)
-        if field in _STEP_FIELDS:
-            return jnp.asarray(step or 0, like.dtype)
-        x = real_or_imaginary(fields[field], path)
-        return jnp.asarray(cast(f"{field} of {path}", x, like.dtype))
-
-    wide = jax.eval_shape(_states.dequantize, state)
-    return _states.quantize(tree_map_with_path(array, wide), state)
-
-
-def real_or_imaginary(arrays: Mapping[str, Any], path: str) -> np.ndarray:
-    """The array at ``path``, or the real or imaginary part of a complex one.
-
-    ``optax.contrib.split_real_and_imaginary`` keeps the two parts at ``real`` and ``imaginary``
-    below the parameter's path.
-    """
-    if path in arrays:
-        return arrays[path]
-    parent, _, part = path.rpartition("/")
-    return {"real": np.real, "imaginary": np.imag}[part](arrays[parent])
-
-
-def join_complex(arrays: Mapping[str, Any], path: str) -> np.ndarray | None:
-    """The array at ``path``, joined if it is kept as two real ones; ``None`` if there is none."""
-    real, imaginary = (arrays.get(f"{path}/{part}".strip("/")) for part in ("real", "imaginary"))
-    if path in arrays or real is None or imaginary is None:
-        return arrays.get(path)
-    return real + 1j * imaginary
-
-
-def step_in(fields: Mapping[str, Mapping[str, Any]]) -> int | None:
-    """The step in the fields of a state, as `read_state` returns them; ``None`` without one."""
-    steps = (step for field in _STEP_FIELDS for step in fields[field].values())
-    return next((int(step) for step in steps), None)
-
-
-def resolve_step(state: Any, step: Any) -> int:
-    """``step``, or if it is None the step that the state keeps."""
-    step = step_in(read_state(state)) if step is None else step
-    if step is None:
-        raise ValueError(
-            "step must be given, the number of steps taken: this state does not keep it, because "
-            "the learning rate is constant and no average is in low precision"
-        )
-    _validate.step(step)
-    return int(step)
-
-
-def _field_and_path(keys: KeyPath) -> tuple[str, str]:
-    """The field of a state that a leaf belongs to, and the path of its parameter."""
-    # The state's own fields come first: parameters may have the same names.
-    for i, key in enumerate(keys):
-        if isinstance(key, GetAttrKey) and key.name in _FIELDS:
-            return key.name, leaf_path(keys[i + 1 :])
-    raise ValueError(
-        f"state{keystr(keys)} is not part of an RMSprop state: it is in none of the fields "
-        f"{', '.join(_FIELDS)}"
+def load(
+    checkpoint: Checkpoint, params: Any, mapping: Mapping[str, Leaf] | None, missing: str = "error"
+) -> Restored:
+    """Converts a checkpoint to a run in JAX."""
+    if missing not in ("error", "fresh"):
+        raise ValueError(f'missing must be "error" or "fresh", got {missing!r}')
+    may_be_missing, leaves, names = missing == "fresh", leaves_of(params), checkpoint.values
+    trained = checkpoint.trained
+    mapping = match_names(mapping, names, params, checkpoint.separator)
+    places = check_mapping(mapping, names, trained, leaves, partial=may_be_missing)
+    optimizer, records = optimizer_of(checkpoint.groups, places, leaves), _records(checkpoint)
+    values, fields = {}, _state.no_fields()
+    for name, keys in places.parameters.items():
+        shape, value = np.shape(leaves[keys]), checkpoint.values[name]
+        if may_be_missing and not fits(mapping[name], np.shape(value), shape):
+            continue
+        check_fits(name, mapping[name], np.shape(value), shape)
+        record = records.get(name) or Record(checked_array(name, value), None, None, None)
+        values[keys] = mapping[name].to_jax(record.value, shape)
+        _put(fields, keys, record, lambda x, name=name, shape=shape: mapping[name].to_jax(x, shape))
+    kept = {keys for name, keys in places.parameters.items() if name not in trained} & {*values}
+    fresh = [keys for keys in leaves if keys not in fields["nu"] and keys not in kept]
+    if fresh and not may_be_missing and any(trained.values()):
+        _raise_without_state(fresh, places)
+    params = _with_values(params, values)
+    like = optimizer.init(params) if fresh else jax.eval_shape(optimizer.init, params)
+    step = checkpoint.step if any(trained.values()) else 0
+    return Restored(
+        params,
+        optimizer,
+        _state.fill_state(like, fields, step),
+        step,
+        tuple(group.hyperparameters for group in checkpoint.groups),
+        buffers=nested(_buffers(checkpoint, mapping, places)),
+        fresh=tuple(map(shown, fresh)),
     )
+
+
+def save(
+    checkpoint: Checkpoint,
+    params: Any,
+    state: Any,
+    mapping: Mapping[str, Leaf] | None,
+    *,
+    rate_name: str,
+    step: int | None,
+    buffers: Mapping[str, Any] | None = None,
+) -> Changes:
+    """Converts parameters and state to what is written into a checkpoint."""
+    state, leaves = getattr(state, "opt_state", state), leaves_of(params)
+    names = checkpoint.values
+    mapping = match_names(mapping, names, params, checkpoint.separator)
+    places = check_mapping(mapping, names, checkpoint.trained, leaves)
+    overrides = _state.options_that_count_steps(rate_name, state)
+    without_step, with_step = (
+        optimizer_of(groups, places, leaves)
+        for groups in (checkpoint.groups, [_with_options(g, overrides) for g in checkpoint.groups])
+    )
+    dialect = f"dialects.{checkpoint.groups[0].dialect.__name__}"
+    _state.check_state(state, params, dialect, without_step, with_step)
+    fields, changes = _state.read_state(state), Changes({}, {}, _state.resolve_step(state, step))
+    group_of = {name: group for group in checkpoint.groups for name in group.names}
+    for name, keys in places.parameters.items():
+        record = _record(name, keys, leaves[keys], fields, mapping[name], names[name])
+        changes.values[name] = record.value
+        if group := group_of.get(name):
+            record = negate_momentum(record) if group.subtracts_momentum else record
+            slots = group.slots.items()
+            changes.states[name] = {slot: getattr(record, field) for field, slot in slots if slot}
+    if buffers is not None:
+        given = leaves_of(buffers)
+        for name, keys in places.buffers.items():
+            changes.values[name] = _buffer(name, keys, given, mapping[name], names[name])
+    return changes
+
+
+def optimizer_of(
+    groups: Any, places: Places, leaves: Mapping[Keys, Any]
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of all groups: one dialect, or ``optax.partition``.
+
+    Parameters that the framework's optimizer does not train stay as they are. Leaves that are not
+    in the checkpoint belong to the first group.
+    """
+    optimizers = [group.dialect(**group.hyperparameters) for group in groups]
+    group_of = {name: str(i) for i, group in enumerate(groups) for name in group.names}
+    label_of = {keys: group_of.get(name, _FROZEN) for name, keys in places.parameters.items()}
+    labels = {keys: label_of.get(keys, "0") for keys in leaves}
+    if len(optimizers) == 1 and _FROZEN not in labels.values():
+        return optimizers[0]
+    by_label: dict[Any, optax.GradientTransformation] = {
+        str(i): optimizer for i, optimizer in enumerate(optimizers)
+    }
+
+    def label(path: KeyPath, leaf: Any) -> str:
+        del leaf
+        return labels.get(leaf_keys(path), _FROZEN)
+
+    return optax.partition(
+        by_label | {_FROZEN: optax.set_to_zero()}, lambda tree: tree_map_with_path(label, tree)
+    )
+
+
+def _records(checkpoint: Checkpoint) -> dict[str, Record]:
+    """The parameters that have a state, checked, with momentum in Optax's sign."""
+    records = {}
+    for group in checkpoint.groups:
+        for name in group.names:
+            if found := checkpoint.states.get(name):
+                record = checked_record(name, checkpoint.values[name], found, group.slots)
+                records[name] = negate_momentum(record) if group.subtracts_momentum else record
+    return records
+
+
+def _put(fields: _state.Fields, keys: Keys, record: Record, to_jax: Any) -> None:
+    """Puts what the optimizer keeps of a parameter into the fields of a state."""
+    if record.square is None:
+        return
+    square = to_jax(record.square)
+    mean, momentum = (None if x is None else to_jax(x) for x in record[2:])
+    fields["nu"][keys], fields["mu"][keys], fields["trace"][keys] = square, mean, momentum
+    fields["var"][keys] = None if mean is None else variance(square, mean)
+
+
+def _raise_without_state(fresh: list[Keys], places: Places) -> None:
+    name_of = {keys: name for name, keys in places.parameters.items()}
+    raise ValueError(
+        f"{listed([name_of[keys] for keys in fresh])} have no optimizer state: they were frozen or "
+        'never received a gradient, or the checkpoint is incomplete. Pass missing="fresh" to begin '
+        "their averages anew, or leave them out of params and the mapping"
+    )
+
+
+def _with_values(params: Any, values: Mapping[Keys, np.ndarray]) -> Any:
+    """``params`` with other values, in their own dtypes."""
+
+    def parameter(path: KeyPath, old: Any) -> Any:
+        keys = leaf_keys(path)
+        if not has_gradient(old):
+            return old
+        if keys in values:
+            return jnp.asarray(cast(shown(keys), values[keys], jnp.result_type(old)))
+        if isinstance(old, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"params: {shown(keys)} is not in the checkpoint and must be an array, got a shape"
+            )
+        return jnp.asarray(old)
+
+    return tree_map_with_path(parameter, params)
+
+
+def _buffers(
+    checkpoint: Checkpoint, mapping: Mapping[str, Leaf], places: Places
+) -> dict[Keys, np.ndarray]:
+    buffers = {}
+    for name, keys in places.buffers.items():
+        x, leaf = np.array(checkpoint.values[name]), mapping[name]
+        shape = tuple(leaf.reshaped(x.shape)[axis] for axis in leaf.permutation(x.ndim))
+        buffers[keys] = leaf.to_jax(x, shape)
+    return buffers
+
+
+def _buffer(
+    name: str, keys: Keys, given: Mapping[Keys, Any], leaf: Leaf, old: np.ndarray
+) -> np.ndarray:
+    if keys not in given:
+        raise ValueError(
+            f"buffers have no {shown(keys)!r}, to which {name} is mapped, only "
+            f"{listed([shown(keys) for keys in given])}"
+        )
+    value = checked_array(f"buffers: {shown(keys)}", given[keys])
+    check_fits(name, leaf, np.shape(old), value.shape)
+    return leaf.from_jax(value, np.shape(old))
+
+
+def _with_options(group: Group, overrides: Mapping[str, Any]) -> Group:
+    return group._replace(hyperparameters={**group.hyperparameters, **overrides})
+
+
+def _record(
+    name: str, keys: Keys, value: Any, fields: _state.Fields, leaf: Leaf, old: np.ndarray
+) -> Record:
+    """A parameter and its averages in the framework's layout, that of the array ``old``."""
+    value = checked_array(f"params: {shown(keys)}", value)
+    check_fits(name, leaf, np.shape(old), value.shape)
+    square, mean, var, momentum = (
+        _state.join_complex(fields[field], keys) for field in ("nu", "mu", "var", "trace")
+    )
+    if mean is not None and var is not None:
+        square = mean_square(var, mean)
+    for x in (square, mean, momentum):
+        if x is not None and x.shape != value.shape:
+            raise ValueError(
+                f"state: averages of {shown(keys)} must have the shape {value.shape} of params, "
+                f"got {x.shape}; give the state of these params"
+            )
+    arrays: list[Any] = [
+        None if x is None else leaf.from_jax(x, np.shape(old))
+        for x in (value, square, mean, momentum)
+    ]
+    return Record(*arrays)

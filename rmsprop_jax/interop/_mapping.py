@@ -3,11 +3,16 @@
 import itertools
 import math
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.tree_util import KeyPath, keystr, tree_leaves_with_path
+from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path
+
+from rmsprop_jax._trees import has_gradient
+
+Keys = tuple[str, ...]
+"""The keys that lead to a leaf, as text. Joined by ``/`` two leaves may have one path."""
 
 
 class Leaf(NamedTuple):
@@ -18,8 +23,10 @@ class Leaf(NamedTuple):
         {"conv.weight": Leaf("conv/kernel", transpose=(2, 3, 1, 0)), "conv.bias": Leaf("conv/bias")}
 
     Attributes:
-      path: The keys that lead to the leaf, joined by ``/``. In an ``nnx.State`` every path
-        ends in ``/value``; in the result of ``nnx.to_pure_dict`` none does.
+      path: The keys that lead to the leaf, joined by ``/``, or a tuple of them where a key
+        contains ``/``, as Haiku's do. The ``value`` at the end of each path in an ``nnx.State``
+        may be left out. For a buffer, which is not in ``params``, the path in
+        `Restored.buffers`.
       transpose: The permutation of the array's axes, as in `numpy.transpose`; ``None`` keeps
         their order.
       reshape: The shape given to the array before it is transposed; ``None`` keeps its own
@@ -33,7 +40,7 @@ class Leaf(NamedTuple):
       (64, 10)
     """
 
-    path: str
+    path: str | tuple[str, ...]
     transpose: tuple[int, ...] | None = None
     reshape: tuple[int, ...] | None = None
 
@@ -60,68 +67,196 @@ class Leaf(NamedTuple):
         return tuple(range(ndim) if self.transpose is None else self.transpose)
 
 
-def check_mapping(
-    mapping: Mapping[str, Leaf] | None, names: Collection[str], params: Any, separator: str = "/"
-) -> Mapping[str, Leaf]:
-    """Returns ``mapping``, if it maps ``names`` to the leaves of ``params`` one to one.
+class Places(NamedTuple):
+    """Where a checkpoint's arrays belong, by name: keys in ``params``, and in the buffers."""
 
-    ``None`` maps every name to itself, with ``separator`` replaced by ``/``.
+    parameters: dict[str, Keys]
+    buffers: dict[str, Keys]
+
+
+def match_names(
+    mapping: Mapping[str, Leaf] | None, names: Collection[str], params: Any, separator: str
+) -> dict[str, Leaf]:
+    """``mapping`` with the checkpoint's ``names`` as keys, whatever prefix either has.
+
+    ``None`` maps each name to the leaf at that path, with ``separator`` replaced by ``/``.
     """
     if mapping is None:
-        mapping = {name: Leaf(name.replace(separator, "/")) for name in names}
+        wanted = {shown(keys).replace("/", separator): keys for keys in leaves_of(params)}
+        found = in_checkpoint(wanted, names, separator)
+        by_name = {found[name]: Leaf(keys) for name, keys in wanted.items() if name in found}
+        return {name: by_name.get(name, Leaf(name.replace(separator, "/"))) for name in names}
     if not isinstance(mapping, Mapping):
         raise TypeError(f"mapping must be a dictionary {{name: Leaf}}, got {shortened(mapping)}")
-    for name in names:
-        if name not in mapping:
+    found = in_checkpoint(mapping, names, separator)
+    return {found.get(name, name): leaf for name, leaf in mapping.items()}
+
+
+def in_checkpoint(given: Iterable[str], names: Collection[str], separator: str) -> dict[str, str]:
+    """{name: its name in the checkpoint}, for those of ``given`` that are there.
+
+    One prefix, that of either side, is cut: ``module.`` of DistributedDataParallel, a Lightning
+    module's ``net.``, the model's name in Keras. ``_orig_mod`` of torch.compile is cut anywhere.
+    """
+
+    def plain(name: str) -> str:
+        return separator.join(part for part in name.split(separator) if part != "_orig_mod")
+
+    there = {plain(name): name for name in names}
+    asked = {name: plain(name) for name in given}
+
+    def matches(rename: Callable[[str], str]) -> dict[str, str]:
+        renamed = ((name, rename(short)) for name, short in asked.items())
+        return {name: there[full] for name, full in renamed if full in there}
+
+    best = matches(lambda name: name)
+    if len(best) == len(asked):
+        return best
+    found = [best]
+    for prefix in sorted(_prefixes(asked.values(), there, separator)):
+        found.append(matches(lambda name, prefix=prefix: f"{prefix}{separator}{name}"))
+    for prefix in sorted(_prefixes(there, asked.values(), separator)):
+        found.append(matches(lambda name, prefix=prefix: name.removeprefix(prefix + separator)))
+    most = max(map(len, found))
+    several = [match for match in found if len(match) == most and most > len(best)]
+    if len(several) > 1:
+        raise ValueError(
+            f"the names {listed(asked, 60)} are in the checkpoint under more than one prefix: "
+            f"{listed([next(iter(match.values())) for match in several], 100)}; give the mapping "
+            "the checkpoint's own names"
+        )
+    return several[0] if several else best
+
+
+def _prefixes(short: Iterable[str], long: Iterable[str], separator: str) -> set[str]:
+    """What stands before some name of ``short`` in a name of ``long``."""
+    wanted = set(short)
+    prefixes = set()
+    for name in long:
+        parts = name.split(separator)
+        for i in range(1, len(parts)):
+            if separator.join(parts[i:]) in wanted:
+                prefixes.add(separator.join(parts[:i]))
+                break
+    return prefixes
+
+
+def check_mapping(
+    mapping: Mapping[str, Leaf],
+    names: Collection[str],
+    trained: Mapping[str, bool],
+    leaves: Mapping[Keys, Any],
+    *,
+    partial: bool = False,
+) -> Places:
+    """Where ``mapping`` leads; raises unless all leaves and all parameters are in it.
+
+    Args:
+      mapping: With names as in the checkpoint.
+      names: Of all arrays of the model.
+      trained: Those that the optimizer trains, and whether it has a state of them. Those
+        without may be left out.
+      leaves: Of ``params``.
+      partial: Whether others may be missing, too, on either side.
+    """
+    if not partial:
+        _check_names(mapping, names, trained)
+    places, sources, find = Places({}, {}), {}, _finder(leaves)
+    for name, leaf in mapping.items():
+        keys = find(name, _checked_leaf(name, leaf).path)
+        if keys is not None and keys in sources:
+            raise ValueError(
+                f"mapping: {name} and {sources[keys]} are both mapped to {shown(keys)!r}; "
+                "give each its own path"
+            )
+        if keys is not None:
+            sources[keys] = name
+        if name in names and keys is not None:
+            places.parameters[name] = keys
+        elif name in names and name not in trained:
+            places.buffers[name] = _keys(leaf.path)
+        elif trained.get(name) and not partial:
+            raise ValueError(
+                f"{name}: params have no leaf {shown(leaf.path)!r}, only "
+                f"{listed([shown(keys) for keys in leaves])}"
+            )
+    if not_mapped := [keys for keys in leaves if keys not in sources and not partial]:
+        raise ValueError(
+            f"params: no parameter of the checkpoint is mapped to {shown(not_mapped[0])!r}; map "
+            "one to it, or leave it out of params"
+        )
+    return places
+
+
+def _check_names(
+    mapping: Mapping[str, Leaf], names: Collection[str], trained: Mapping[str, bool]
+) -> None:
+    """Raises unless the mapping and the checkpoint have the same parameters."""
+    for name, has_state in trained.items():
+        if name not in mapping and has_state:
             raise ValueError(
                 f"the mapping has no {name!r}, a parameter in the checkpoint: add "
                 f"{name!r}: interop.Leaf(<its path in params>)"
             )
-    paths = [leaf_path(keys) for keys, _ in tree_leaves_with_path(params)]
-    if repeated := {path for path in paths if paths.count(path) > 1}:
-        raise ValueError(
-            f"params: two leaves have one path: {listed(repeated)}; rename one of their keys"
-        )
-    sources: dict[str, str] = {}
-    for name, leaf in mapping.items():
-        _check_entry(name, leaf, names, paths)
-        if leaf.path in sources:
+    for name in mapping:
+        if name not in names:
             raise ValueError(
-                f"mapping: {name} and {sources[leaf.path]} are both mapped to {leaf.path!r}; "
-                "give each its own path"
+                f"the checkpoint has no parameter {name!r}, which is in the mapping; it has "
+                f"{listed(names)}"
             )
-        sources[leaf.path] = name
-    for path in paths:
-        if path not in sources:
-            raise ValueError(
-                f"params: no parameter of the checkpoint is mapped to {path!r}; map one to it, or "
-                "leave it out of params"
-            )
-    return mapping
 
 
-def _check_entry(name: str, leaf: Any, names: Collection[str], paths: Collection[str]) -> None:
-    if not isinstance(leaf, Leaf) or not all(
-        is_int_tuple(x) for x in (leaf.transpose, leaf.reshape)
+def _keys(path: str | Keys) -> Keys:
+    return tuple(path.split("/")) if isinstance(path, str) else tuple(path)
+
+
+def find_leaves(mapping: Mapping[str, Leaf], leaves: Iterable[Keys]) -> dict[str, Keys]:
+    """{name: the keys of its leaf}, for those of ``mapping`` that lead to one of ``leaves``."""
+    find = _finder(leaves)
+    found = {name: find(name, _checked_leaf(name, leaf).path) for name, leaf in mapping.items()}
+    return {name: keys for name, keys in found.items() if keys is not None}
+
+
+def _finder(leaves: Iterable[Keys]) -> Callable[[str, str | Keys], Keys | None]:
+    """A function from a name and a `Leaf.path` to the keys of that leaf, or None."""
+    joined: dict[str, list[Keys]] = {}
+    for keys in leaves:
+        joined.setdefault(shown(keys), []).append(keys)
+
+    def find(name: str, path: str | Keys) -> Keys | None:
+        found = joined.get(shown(path)) or joined.get(shown(path).removesuffix("/value")) or []
+        if not isinstance(path, str):
+            return tuple(path) if tuple(path) in found else None
+        if len(found) > 1:
+            raise ValueError(
+                f"{name}: two leaves have one path, {path!r}: give the keys of one of them, "
+                f"Leaf({found[0]}) or Leaf({found[1]})"
+            )
+        return found[0] if found else None
+
+    return find
+
+
+def _checked_leaf(name: str, leaf: Any) -> Leaf:
+    if (
+        not isinstance(leaf, Leaf)
+        or not all(is_int_tuple(x) for x in (leaf.transpose, leaf.reshape))
+        or not isinstance(leaf.path, str | tuple)
     ):
         raise TypeError(
             f"{name}: the mapping must have an interop.Leaf whose transpose and reshape are None "
             f"or tuples of integers, got {shortened(leaf)}"
         )
-    if name not in names:
-        raise ValueError(
-            f"the checkpoint has no parameter {name!r}, which is in the mapping; it has "
-            f"{listed(names)}"
-        )
-    if leaf.path not in paths:
-        raise ValueError(f"{name}: params have no leaf {leaf.path!r}, only {listed(paths)}")
+    return leaf
 
 
 def is_int_tuple(x: Any) -> bool:
     """Whether ``x`` is None or a sequence of integers."""
     if x is None:
         return True
-    return isinstance(x, Sequence) and all(isinstance(n, int | np.integer) for n in x)
+    return isinstance(x, Sequence) and all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) for n in x
+    )
 
 
 def check_fits(name: str, leaf: Leaf, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> None:
@@ -133,14 +268,24 @@ def check_fits(name: str, leaf: Leaf, shape: tuple[int, ...], leaf_shape: tuple[
             f"{name}: {leaf} does not fit an array of shape {shape}; reshape must keep its size, "
             "and transpose must name each axis once"
         )
-    transposed = tuple(reshaped[axis] for axis in permutation)
-    if transposed == leaf_shape:
-        return
-    if leaf.reshape is None or not merges_neighbours(transposed, leaf_shape):
+    if not fits(leaf, shape, leaf_shape):
+        transposed = tuple(reshaped[axis] for axis in permutation)
         raise ValueError(
             f"{name}: its array of shape {shape} becomes {transposed}, but the leaf at "
-            f"{leaf.path!r} has shape {leaf_shape}; change transpose or reshape of {leaf}"
+            f"{shown(leaf.path)!r} has shape {leaf_shape}; change transpose or reshape of {leaf}"
         )
+
+
+def fits(leaf: Leaf, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> bool:
+    """Whether ``leaf`` converts an array of ``shape`` to one of ``leaf_shape``."""
+    reshaped = leaf.reshaped(shape)
+    permutation = leaf.permutation(len(reshaped))
+    if math.prod(reshaped) != math.prod(shape) or sorted(permutation) != [*range(len(reshaped))]:
+        return False
+    transposed = tuple(reshaped[axis] for axis in permutation)
+    if leaf.reshape is None:
+        return transposed == leaf_shape
+    return transposed == leaf_shape or merges_neighbours(transposed, leaf_shape)
 
 
 def merges_neighbours(shape: tuple[int, ...], merged: tuple[int, ...]) -> bool:
@@ -149,9 +294,45 @@ def merges_neighbours(shape: tuple[int, ...], merged: tuple[int, ...]) -> bool:
     return ends[-1:] == merged_ends[-1:] and set(merged_ends) <= set(ends)
 
 
-def leaf_path(keys: KeyPath) -> str:
-    """The keys that lead to a leaf, as in `Leaf.path`."""
-    return keystr(keys, simple=True, separator="/")
+def leaves_of(params: Any) -> dict[Keys, Any]:
+    """The leaves of ``params`` that can be trained, by their keys."""
+    leaves: dict[Keys, Any] = {}
+    for path, leaf in tree_leaves_with_path(params):
+        if not has_gradient(leaf):
+            continue
+        keys = leaf_keys(path)
+        if keys in leaves:
+            raise ValueError(f"params: two leaves have one path, {shown(keys)!r}; rename a key")
+        leaves[keys] = leaf
+    return leaves
+
+
+def leaf_keys(path: KeyPath) -> Keys:
+    """The keys of a key path as text, without the ``value`` of an ``nnx.Variable``.
+
+    In a state it may stand before the real or imaginary part of a complex leaf.
+    """
+    attributes = [key.name if isinstance(key, GetAttrKey) else None for key in path]
+    parts = attributes[-1:] in (["real"], ["imaginary"])
+    last = len(path) - 1 - parts
+    skip = last if last > 0 and attributes[last] == "value" else None
+    return tuple(keystr((key,), simple=True) for i, key in enumerate(path) if i != skip)
+
+
+def shown(path: str | Keys) -> str:
+    """A leaf's path for people: its keys, joined by ``/``."""
+    return path if isinstance(path, str) else "/".join(path)
+
+
+def nested(arrays: Mapping[Keys, Any]) -> dict[str, Any]:
+    """A nested dictionary of arrays, from their keys."""
+    tree: dict[str, Any] = {}
+    for (*parents, last), array in arrays.items():
+        branch = tree
+        for key in parents:
+            branch = branch.setdefault(key, {})
+        branch[last] = array
+    return tree
 
 
 def listed(names: Collection[Any], room: int = 120) -> str:

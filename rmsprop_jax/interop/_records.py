@@ -1,5 +1,6 @@
 """A parameter and its averages in a framework's layout, checked. No framework is imported here."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,13 +13,13 @@ class Record(NamedTuple):
 
     Attributes:
       value: The parameter itself.
-      square: The average of its squared gradient.
+      square: The average of its squared gradient; ``None`` if the optimizer has no state of it.
       mean: The average of its gradient; ``None`` if the optimizer is not centred.
       momentum: Its momentum buffer, in Optax's sign; ``None`` without momentum.
     """
 
     value: np.ndarray
-    square: np.ndarray
+    square: np.ndarray | None
     mean: np.ndarray | None
     momentum: np.ndarray | None
 
@@ -97,7 +98,8 @@ def as_python_numbers(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_scalar_array(x: Any) -> bool:
     # A dtype given as a class has the methods of its arrays, too.
-    return hasattr(x, "item") and not isinstance(x, type) and np.shape(x) == ()
+    is_array = hasattr(x, "item") and not isinstance(x, type)
+    return is_array and math.prod(x.shape) == 1
 
 
 def negate_momentum(record: Record) -> Record:

@@ -1,58 +1,85 @@
-"""Checkpoints of Keras 3's ``keras.optimizers.RMSprop``: read, continue in JAX, write back.
+"""Checkpoints of Keras's RMSprop, of Keras 3 and of ``tf.keras``: read, continue, write back.
 
-A checkpoint is a live optimizer that has been built, or the path of the ``.keras`` file
-of a compiled model. Keras may run on any of its backends.
+A checkpoint is a live model or optimizer, or a file: ``.keras``, ``.h5``, ``.weights.h5``, or the
+prefix of a TensorFlow 2 checkpoint. Keras 3 may run on any of its backends.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
-from rmsprop_jax import dialects
-from rmsprop_jax.interop import _convert, _records
-from rmsprop_jax.interop._convert import Restored
-from rmsprop_jax.interop._mapping import Leaf, check_mapping, listed
-
-_HYPERPARAMETERS = (
-    "learning_rate",
-    "rho",
-    "momentum",
-    "epsilon",
-    "centered",
-    "weight_decay",
-    "clipnorm",
-    "clipvalue",
-    "global_clipnorm",
+from rmsprop_jax.interop import (
+    _convert,
+    _files,
+    _keras_hdf5,
+    _keras_live,
+    _keras_weights,
+    _keras_zip,
+    _tf2,
 )
+from rmsprop_jax.interop._checkpoint import Changes, Checkpoint
+from rmsprop_jax.interop._convert import Restored
+from rmsprop_jax.interop._mapping import Leaf
+from rmsprop_jax.interop._state import read_state
+
+__all__ = ["load", "save"]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+_Opened = tuple[Checkpoint, Callable[[Changes], None]]
+"""A checkpoint, and the function that writes changes into it."""
 
 
 def load(
-    source: Any, params: Any, mapping: Mapping[str, Leaf] | None = None, **hyperparameters: Any
+    source: Any,
+    params: Any,
+    mapping: Mapping[str, Leaf] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    missing: str = "error",
+    **hyperparameters: Any,
 ) -> Restored:
-    """Loads a run of ``keras.optimizers.RMSprop``, to continue with `dialects.keras`.
+    """Loads a run of Keras's RMSprop, to continue with `dialects.keras` or `dialects.tf_keras`.
+
+    The rule of ``tf.keras`` until TensorFlow 2.10, now ``tf_keras.optimizers.legacy``, is
+    `dialects.tf_keras`; all others are `dialects.keras`.
 
     Args:
-      source: The optimizer, built, or the path of a ``.keras`` file. If the model has
-        custom layers, load it yourself and pass ``model.optimizer``.
+      source: A compiled model; an optimizer of Keras 3, built; a ``LossScaleOptimizer`` around
+        one; or a path:
+
+        - a ``.keras`` file. If the model has layers of your own, load it yourself and pass it;
+        - an ``.h5`` file of a whole model, of Keras 3 or of ``tf.keras``;
+        - a ``.weights.h5`` file of Keras 3;
+        - the prefix of a TensorFlow 2 checkpoint of the legacy optimizer, as
+          ``model.save_weights`` of ``tf.keras`` and ``tf.train.Checkpoint`` write it.
       params: A tree with the structure, shapes and dtypes of the parameters to return.
-        Its values are not used.
+        Its values are used only for leaves that begin anew.
       mapping: For each variable that the optimizer trains, the `Leaf` of ``params`` that
-        holds it, by the variable's ``path``. ``None`` maps every path to itself. In a live
-        Sequential model paths begin with the model's name, in one loaded from a file they
-        do not.
-      **hyperparameters: Arguments of `dialects.keras` that replace the optimizer's. A
-        schedule of Keras must be replaced: give ``learning_rate`` an Optax schedule.
+        holds it, by the variable's ``path``, and for others that are wanted, such as
+        BatchNorm's moving averages, the path in `Restored.buffers`. ``None`` maps every path to
+        itself. The model's name before all paths need not be given. A ``.weights.h5`` file has
+        numbers: the second variable of the layer "dense" is ``dense/1``, unless ``names`` are
+        given. A TensorFlow 2 checkpoint has both ``layer_with_weights-0/kernel`` and
+        ``dense/kernel``.
+      names: Of a ``.weights.h5`` file: ``[v.path for v in model.trainable_variables]``. Needed
+        only where shapes do not show the order of the layers; an error then asks for them.
+      missing: ``"fresh"`` begins the averages of leaves anew that the checkpoint does not have,
+        or with another shape, and lists them in `Restored.fresh`; ``"error"`` raises.
+      **hyperparameters: Arguments of the dialect that replace the optimizer's. A file of
+        weights holds the learning rate only, and a TensorFlow 2 checkpoint no ``epsilon``: give
+        what that run gave to its optimizer. A schedule of Keras is not converted: give
+        ``learning_rate`` an Optax schedule. Without one a live optimizer goes on at the
+        schedule's present rate, with a warning.
 
     Returns:
-      A `Restored`.
+      A `Restored`. Its ``buffers`` are empty if ``source`` is an optimizer.
 
     Raises:
-      ValueError: If the optimizer is not RMSprop, has not been built or uses an option
-        that `dialects.keras` does not have, an array is not finite or has the wrong shape,
-        or names do not match. The message names the variable.
+      ValueError: If the optimizer is not RMSprop, has no state or uses an option
+        that the dialect does not have, an array is missing, not finite or of the wrong shape,
+        or names do not match. The message names the variable, and the file.
       TypeError: If an array is not floating point, or real where ``params`` are complex
         or the other way round, or ``mapping`` is not a dictionary of `Leaf`.
 
@@ -66,20 +93,9 @@ def load(
       >>> print(restored.params["w"], restored.step)
       [1. 2. 3.] 0
     """
-    optimizer = _model(source).optimizer if _is_path(source) else source
-    options = _hyperparameters(optimizer, hyperparameters)
-    transformation = dialects.keras(**options)
-    slots = _slots(options)
-    found = _variables(optimizer)
-    records = {}
-    for name, (variable, slot_variables) in found.items():
-        arrays = {slot: _array(x) for slot, x in slot_variables.items()}
-        record = _records.checked_record(name, _array(variable), arrays, slots)
-        records[name] = _records.negate_momentum(record)
-    mapping = check_mapping(mapping, records, params)
-    step = int(_array(optimizer.iterations))
-    params, state = _convert.restore(params, mapping, records, transformation, step)
-    return Restored(params, transformation, state, step, (options,))
+    with _files.errors_name(source):
+        checkpoint, _ = _opened(source, params, mapping, names, hyperparameters)
+        return _convert.load(checkpoint, params, mapping, missing)
 
 
 def save(
@@ -88,164 +104,114 @@ def save(
     state: Any,
     mapping: Mapping[str, Leaf] | None = None,
     *,
+    names: Sequence[str] | None = None,
     step: int | None = None,
+    buffers: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Writes parameters and state into a Keras optimizer and the model that it trains.
+    """Writes parameters and state into a checkpoint, whose hyperparameters stay.
 
     Args:
-      target: A live optimizer, built, whose variables are assigned, or the path of a
-        ``.keras`` file, which is overwritten. Its hyperparameters stay.
+      target: A checkpoint that `load` accepts. The variables of a live one are assigned; files
+        are replaced as a whole or not at all.
       params: The parameters.
-      state: The state of `dialects.keras`.
+      state: The state of the dialect.
       mapping: As in `load`.
+      names: As in `load`.
       step: Steps taken, for Keras's ``iterations``. ``None`` reads it from the state, which
         keeps it only if the learning rate is a schedule or an average is in low precision.
+      buffers: Other variables of the model to write, in the structure of `Restored.buffers`.
 
     Returns:
       ``target``.
 
     Raises:
       ValueError, TypeError: As in `load`; also if ``state`` and ``target`` differ in
-        whether they are centred or have momentum. Nothing has been assigned then.
+        whether they are centred or have momentum. Nothing has been assigned or written then.
+      OSError: If the file cannot be written; the old one is unchanged.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import keras
+      >>> from rmsprop_jax import interop
+      >>> w = keras.Variable([1.0, 2.0, 3.0], name="w")
+      >>> optimizer = keras.optimizers.RMSprop(0.01)
+      >>> optimizer.build([w])
+      >>> restored = interop.keras.load(optimizer, params={"w": jnp.zeros(3)})
+      >>> params = {"w": restored.params["w"] + 1}
+      >>> _ = interop.keras.save(optimizer, params, restored.state, step=100)
+      >>> print(keras.ops.convert_to_numpy(w), int(optimizer.iterations))
+      [2. 3. 4.] 100
     """
-    if _is_path(target):
-        model = _model(target)
-        save(model.optimizer, params, state, mapping, step=step)
-        unfinished = f"{os.fspath(target)}.unfinished.keras"
-        model.save(unfinished)
-        os.replace(unfinished, target)
+    with _files.errors_name(target):
+        checkpoint, write = _opened(target, params, mapping, names, None, state)
+        if buffers and not checkpoint.values.keys() - checkpoint.trained:
+            raise ValueError("buffers: the target has none; pass the model, not its optimizer")
+        changes = _convert.save(
+            checkpoint,
+            params,
+            state,
+            mapping,
+            rate_name="learning_rate",
+            step=step,
+            buffers=buffers,
+        )
+        write(changes)
         return target
-    options = _hyperparameters(target, {"learning_rate": 0.0})
-    slots = _slots(options)
-    found = _variables(target)
-    shapes = {name: tuple(variable.shape) for name, (variable, _) in found.items()}
-    mapping = check_mapping(mapping, shapes, params)
-    without_step = dialects.keras(**options)
-    with_step = dialects.keras(
-        **options | _convert.options_that_count_steps("learning_rate", state)
-    )
-    _convert.check_state(state, params, "dialects.keras", without_step, with_step)
-    records = _convert.to_records(params, state, mapping, shapes)
-    step = _convert.resolve_step(state, step)
-    assigned = []
-    for name, record in records.items():
-        variable, slot_variables = found[name]
-        record = _records.negate_momentum(record)
-        assigned.append((variable, record.value))
-        for field, slot in slots.items():
-            if slot is not None:
-                assigned.append((slot_variables[slot], getattr(record, field)))
-    # Convert all arrays before assigning any, so that an error leaves the target unchanged.
-    assigned = [(v, _records.cast(v.path, x, jnp.dtype(v.dtype))) for v, x in assigned]
-    for variable, x in assigned:
-        # TensorFlow does not accept JAX's bfloat16.
-        variable.assign(x.astype(np.result_type(x, np.float32)))
-    target.iterations.assign(step)
-    return target
 
 
-def _is_path(source: Any) -> bool:
-    return isinstance(source, str | os.PathLike)
+def _opened(
+    source: Any,
+    params: Any,
+    mapping: Mapping[str, Leaf] | None,
+    names: Sequence[str] | None,
+    overrides: Mapping[str, Any] | None,
+    state: Any = None,
+) -> _Opened:
+    """The checkpoint in whatever format. To save, ``overrides`` are None and ``state`` is given."""
+    start = _start_of(source) if _files.is_path(source) else b""
+    if start == _HDF5 and _is_of_weights(source):
+        if overrides is None:
+            # The file does not say which averages it has.
+            found = read_state(state)
+            momentum, centered = (0.9 if found["trace"] else 0.0), bool(found["mu"])
+            overrides = {"learning_rate": 0.0, "momentum": momentum, "centered": centered}
+        checkpoint, places = _keras_weights.read(source, params, mapping, names, overrides)
+        return checkpoint, lambda changes: _keras_hdf5.write(source, places, changes)
+    if names is not None:
+        raise ValueError("names: only a .weights.h5 file needs them; all others hold the names")
+    if start == _HDF5:
+        checkpoint, places = _keras_hdf5.read(source, overrides)
+        return checkpoint, lambda changes: _keras_hdf5.write(source, places, changes)
+    if _files.is_path(source) and not start:
+        checkpoint, places = _tf2.read(source, params, mapping, overrides)
+        return checkpoint, lambda changes: _tf2.write(source, places, changes)
+    model = _keras_zip.model_in(source) if start else source
+    live = _keras_live.opened(model)
+
+    def write(changes: Changes) -> None:
+        _keras_live.write(live, changes)
+        if start:
+            _keras_zip.save_model(model, source)
+
+    return _keras_live.read(live, overrides), write
 
 
-def _model(path: str | os.PathLike) -> Any:
-    import keras
-
-    if not os.fspath(path).endswith(".keras"):
-        raise ValueError(
-            f"{os.fspath(path)} is not a .keras file: load the model with Keras and pass "
-            "model.optimizer"
-        )
-    model: Any = keras.saving.load_model(path)
-    if getattr(model, "optimizer", None) is None:
-        raise ValueError(
-            f"{os.fspath(path)} holds no optimizer: its model was not compiled when it was saved"
-        )
-    return model
-
-
-def _hyperparameters(optimizer: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `dialects.keras` that reproduce the optimizer, if there are any."""
-    kind = type(optimizer)
-    if kind.__name__ != "RMSprop" or kind.__module__.partition(".")[0] != "keras":
-        raise ValueError(
-            f"not a keras.optimizers.RMSprop: {kind.__module__}.{kind.__qualname__}; only "
-            "Keras 3's own RMSprop can be loaded"
-        )
-    if not optimizer.built:
-        raise ValueError(
-            "the optimizer has no state yet: call optimizer.build(model.trainable_variables)"
-        )
-    config = optimizer.get_config()
-    for name in ("use_ema", "loss_scale_factor", "gradient_accumulation_steps"):
-        if config.get(name):
-            raise ValueError(
-                f"{name}={config[name]}: dialects.keras has no such option; build the optimizer "
-                f"without {name}"
-            )
-    options = _records.as_python_numbers(
-        {**{name: config[name] for name in _HYPERPARAMETERS}, **overrides}
-    )
-    _check_rate(options["learning_rate"])
-    for variable in _trained(optimizer):
-        # The config does not list exclusions, and Keras has no public name for them.
-        if options["weight_decay"] and not optimizer._use_weight_decay(variable):
-            raise ValueError(
-                f"{variable.path} is excluded from weight decay, but dialects.keras decays all "
-                "parameters; pass weight_decay=None to load without it"
-            )
-        if variable.constraint is not None:
-            raise ValueError(
-                f"{variable.path} has a constraint, and dialects.keras has none; remove it"
-            )
-    return options
+def _start_of(path: str | os.PathLike) -> bytes:
+    """The first bytes of a file of Keras; none for a prefix of TensorFlow."""
+    name = os.fspath(path)
+    if os.path.exists(os.path.join(name, "variables", "variables.index")):
+        raise ValueError(f"it is a SavedModel: pass {os.path.join(name, 'variables', 'variables')}")
+    if not os.path.isfile(name) and not name.endswith((".keras", ".h5", ".hdf5")):
+        return b""
+    with open(path, "rb") as file:
+        start = file.read(len(_HDF5))
+    if start == _HDF5 or zipfile.is_zipfile(path):
+        return start
+    if name.endswith(".index") or ".data-" in name:
+        return b""  # Refused there, with the prefix.
+    raise ValueError("it is no file of Keras, neither .keras nor .h5, or it is damaged")
 
 
-def _check_rate(rate: Any) -> None:
-    schedule = rate["class_name"] if isinstance(rate, Mapping) else type(rate).__name__
-    if isinstance(rate, Mapping) or type(rate).__module__.partition(".")[0] == "keras":
-        raise ValueError(
-            f"learning_rate is Keras's {schedule}: pass learning_rate=, the same schedule written "
-            "as one for Optax"
-        )
-
-
-def _slots(options: Mapping[str, Any]) -> dict[str, str | None]:
-    return {
-        "square": "velocity",
-        "mean": "average_gradient" if options["centered"] else None,
-        "momentum": "momentum" if options["momentum"] > 0 else None,
-    }
-
-
-def _trained(optimizer: Any) -> Sequence[Any]:
-    # Keras has no public name for the variables that an optimizer trains.
-    return optimizer._trainable_variables
-
-
-def _variables(optimizer: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """{path: (variable, {slot: its variable})}, for all trained variables."""
-    trained = _trained(optimizer)
-    paths = [variable.path for variable in trained]
-    if len(set(paths)) < len(paths):
-        raise ValueError(
-            f"two variables have one path: {listed(sorted(paths))}; give each its own name"
-        )
-    slots: list[dict[str, Any]] = [{} for _ in trained]
-    for slot in ("velocity", "momentum", "average_gradient"):
-        # They are in the order of the trained variables.
-        kept = [x for x in optimizer.variables if x.path.endswith(f"_{slot}")]
-        if len(kept) not in (0, len(trained)):
-            raise ValueError(
-                f"the optimizer trains {len(trained)} variables but has {len(kept)} of {slot}: "
-                f"{listed(paths)}; rename variables that end in _{slot}"
-            )
-        for slots_of_one, variable in zip(slots, kept, strict=False):
-            slots_of_one[slot] = variable
-    return dict(zip(paths, zip(trained, slots, strict=True), strict=True))
-
-
-def _array(variable: Any) -> np.ndarray:
-    import keras
-
-    return np.asarray(keras.ops.convert_to_numpy(variable))
+def _is_of_weights(path: str | os.PathLike) -> bool:
+    with _keras_hdf5.opened(path) as file:
+        return "model_weights" not in file

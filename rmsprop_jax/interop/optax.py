@@ -3,24 +3,32 @@
 The parameters are not changed: both optimizers are Optax transformations of the same tree.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.tree_util import keystr, tree_leaves_with_path
 from jax.typing import DTypeLike
 
-from rmsprop_jax import _validate_trees
+from rmsprop_jax import _states
 from rmsprop_jax._optimizer import rmsprop
-from rmsprop_jax.interop import _convert, _records
+from rmsprop_jax.interop import _optax_parts, _records, _state
 from rmsprop_jax.interop._convert import Restored
-from rmsprop_jax.interop._mapping import leaf_path
+from rmsprop_jax.interop._mapping import leaves_of, shown
+from rmsprop_jax.interop._optax_arrays import (
+    arrays_of,
+    averages_of,
+    check_equal,
+    checked_arrays,
+    counts_of,
+    shapes_of,
+)
+from rmsprop_jax.interop._optax_parts import Part
 
 
 def load(
-    source: optax.OptState,
+    source: Any,
     params: optax.Params,
     *,
     accumulator_dtype: DTypeLike | None = None,
@@ -28,98 +36,155 @@ def load(
 ) -> Restored:
     """Loads a run of ``optax.rmsprop``, to continue with `rmsprop_jax.rmsprop`.
 
+    A state that `rmsprop` takes as it is is handed back with the same arrays: that of Optax,
+    unless it is centred, complex or in less than float32, and every one of `rmsprop` itself.
+
     Args:
-      source: The state of ``optax.rmsprop``. From a state of ``optax.chain`` pass the
-        element that belongs to ``optax.rmsprop``, from one of ``optax.inject_hyperparams``
-        its ``inner_state``.
-      params: The parameters; they are returned unchanged.
+      source: A state with one ``optax.rmsprop`` in it: its own, or that of an ``optax.chain``,
+        ``inject_hyperparams``, ``MultiSteps`` or ``partition`` around it, or a train state. It
+        may have come back in dictionaries and lists, as Orbax and Flax restore it without a
+        target.
+      params: The parameters; they are returned unchanged. Behind ``partition`` or ``masked``
+        these are all parameters, or only those that RMSprop trains.
       accumulator_dtype: The dtype in which to keep the averages from now on.
-      **hyperparameters: The arguments of ``optax.rmsprop`` in that run: its state does
-        not hold them.
+      **hyperparameters: The arguments of ``optax.rmsprop`` in that run. Its state does not
+        hold them, but that of ``inject_hyperparams(optax.rmsprop)`` holds numbers: these need
+        not be given, and those that are given win. A schedule must be given.
 
     Returns:
-      A `Restored`.
+      A `Restored`. Its state is that of RMSprop alone, to be put where ``source`` has it. Where
+      a mask leaves out parameters, the state has ``optax.MaskedNode``, as Optax's: its optimizer
+      takes gradients that are masked alike, as in ``optax.partition``, and raises on others.
 
     Raises:
-      ValueError: If ``source`` is not the state of that optimizer for those parameters, or
-        an array is not finite. The message names the leaf.
-      TypeError: If an array is not floating point.
+      ValueError: If ``source`` has no state of that optimizer for those parameters or more than
+        one, or a number in it cannot be. The message names the leaf.
+      TypeError: If an array is not floating point, or a hyperparameter is unknown.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
       >>> from rmsprop_jax import interop
       >>> params = {"w": jnp.ones(3)}
-      >>> theirs = optax.rmsprop(0.01, momentum=0.9)
+      >>> theirs = optax.chain(optax.clip(1.0), optax.rmsprop(0.01, momentum=0.9))
       >>> updates, state = theirs.update(params, theirs.init(params), params)
       >>> restored = interop.optax.load(state, params, learning_rate=0.01, momentum=0.9)
       >>> updates, state = restored.optimizer.update(params, restored.state, params)
     """
-    optimizer = rmsprop(**hyperparameters, accumulator_dtype=accumulator_dtype)
-    _check_state("source", source, optax.rmsprop(**hyperparameters), params)
-    for keys, leaf in tree_leaves_with_path(params):
-        _records.checked_array(f"params: {leaf_path(keys)}", leaf)
-    fields = _convert.read_state(source)
-    step = _convert.step_in(fields)
-    start, correction = _start_and_correction(step, **hyperparameters)
-    for path, square in fields["nu"].items():
-        _records.check_square(f"source: nu of {path}", square)
-        # For a complex parameter Optax averages |g|**2, too, with an imaginary part of zero.
-        fields["nu"][path] = np.real(square)
-    for path, mean in fields["mu"].items():
-        corrected = mean / correction
-        square = (fields["nu"][path] - start) / correction
-        fields["mu"][path], fields["var"][path] = corrected, _records.variance(square, corrected)
-    state = _convert.fill_state(jax.eval_shape(optimizer.init, params), fields, step)
+    part, hyperparameters = _find("source", source, hyperparameters)
+    ours = rmsprop(**hyperparameters, accumulator_dtype=accumulator_dtype)
+    theirs = optax.rmsprop(**hyperparameters)
+    for keys, leaf in leaves_of(params).items():
+        _records.checked_array(f"params: {shown(keys)}", leaf)
+    trained = _trained(params, part)
+    like = jax.eval_shape(ours.init, trained)
+    wanted = arrays_of(like)
+    arrays = checked_arrays("source", part, shapes_of(theirs, trained), wanted)
+    counts = counts_of("source", part, arrays)
+    fields = averages_of("source", arrays, None if accumulator_dtype else wanted)
+    step = max(counts.values(), default=None)
+    state = part.state
+    if not _fits(state, like):
+        check_equal("source", counts)
+        if not fields["var"]:
+            _center(fields, step, **hyperparameters)
+        state = _state.fill_state(like, fields, step)
     hyperparameters["accumulator_dtype"] = accumulator_dtype
-    return Restored(params, optimizer, state, step, (hyperparameters,))
+    return Restored(params, ours, state, step, (hyperparameters,))
 
 
 def save(
-    target: optax.OptState,
+    target: Any,
     params: optax.Params,
-    state: optax.OptState,
+    state: Any,
     *,
     accumulator_dtype: DTypeLike | None = None,
     **hyperparameters: Any,
-) -> optax.OptState:
-    """Converts a state of `rmsprop_jax.rmsprop` to the state of ``optax.rmsprop``.
+) -> Any:
+    """Converts a state of `rmsprop_jax.rmsprop` to that of ``optax.rmsprop`` inside ``target``.
 
     Args:
-      target: A state of ``optax.rmsprop``, such as its ``init`` returns.
-      params: The parameters.
-      state: The state of `rmsprop_jax.rmsprop`.
+      target: A state with one ``optax.rmsprop`` in it, such as ``init`` returns: everything that
+        `load` reads.
+      params: The parameters, as in `load`.
+      state: The state of `rmsprop_jax.rmsprop`, or one with it inside.
       accumulator_dtype: The dtype in which ``state`` keeps its averages.
-      **hyperparameters: The arguments of both optimizers.
+      **hyperparameters: The arguments of both optimizers, as in `load`.
 
     Returns:
-      A new state, like ``target``, with which ``optax.rmsprop`` continues the run.
+      ``target`` with the state of RMSprop in it replaced, in the same containers and dtypes. With
+      it Optax continues the run. Around it all is as in ``target``, such as the counters of
+      ``MultiSteps``; only those of ``inject_hyperparams`` follow, if ``state`` counts steps.
 
     Raises:
       ValueError, TypeError: As in `load`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from rmsprop_jax import interop, rmsprop
+      >>> params = {"w": jnp.ones(3)}
+      >>> ours = rmsprop(0.01)
+      >>> updates, state = ours.update(params, ours.init(params), params)
+      >>> theirs = optax.chain(optax.clip(1.0), optax.rmsprop(0.01))
+      >>> state = interop.optax.save(theirs.init(params), params, state, learning_rate=0.01)
+      >>> updates, state = theirs.update(params, state, params)
     """
-    _check_state("target", target, optax.rmsprop(**hyperparameters), params)
+    part, hyperparameters = _find("target", target, hyperparameters)
+    given, _ = _find("state", state, hyperparameters)
     ours = rmsprop(**hyperparameters, accumulator_dtype=accumulator_dtype)
-    _check_state("state", state, ours, params)
-    fields = _convert.read_state(state)
-    step = _convert.step_in(fields)
+    trained = _trained(params, part)
+    theirs = optax.rmsprop(**hyperparameters)
+    wanted = checked_arrays("target", part, shapes_of(theirs, trained))
+    arrays = checked_arrays("state", given, shapes_of(ours, trained))
+    counts, fields = counts_of("state", given, arrays), averages_of("state", arrays)
+    check_equal("state", counts)
+    step = max(counts.values(), default=None)
+    _uncenter(fields, step, **hyperparameters)
+    for (_, field, keys), old in wanted.items():
+        if field == "nu" and jnp.iscomplexobj(old):
+            fields["nu"][keys] = fields["nu"][keys] + 0j
+    filled = _state.fill_state(part.state, fields, step)
+    return _optax_parts.replace(target, part, filled, step)
+
+
+def _find(name: str, whole: Any, given: Mapping[str, Any]) -> tuple[Part, dict[str, Any]]:
+    """The RMSprop part of a state, and all hyperparameters."""
+    part = _optax_parts.find(name, whole)
+    hyperparameters = _optax_parts.injected_hyperparameters(name, part, given) | dict(given)
+    if callable(hyperparameters.get("learning_rate")):
+        part = _optax_parts.with_schedule(part)
+    return part, hyperparameters
+
+
+def _trained(params: Any, part: Part) -> Any:
+    return _optax_parts.trained(params, _states.dequantize(part.state)[0][-1])
+
+
+def _fits(state: Any, like: Any) -> bool:
+    """Whether ``state`` is one of the optimizer that ``like`` is of."""
+    if jax.tree.structure(state) != jax.tree.structure(like):
+        return False
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True)
+    return all(x.dtype == y.dtype and x.shape == y.shape for x, y in pairs)
+
+
+def _center(fields: _state.Fields, step: int | None, **hyperparameters: Any) -> None:
+    """Puts the mean and the variance of `rmsprop` in place of Optax's mean and mean square."""
     start, correction = _start_and_correction(step, **hyperparameters)
-    for path, mean in fields["mu"].items():
-        square = _records.mean_square(fields["var"][path], mean)
-        fields["mu"][path] = mean * correction
-        fields["nu"][path] = square * correction + start
-    for keys, leaf in tree_leaves_with_path(params):
-        if jnp.iscomplexobj(leaf):
-            fields["nu"][leaf_path(keys)] = fields["nu"][leaf_path(keys)] + 0j
-    return _convert.fill_state(target, fields, step)
+    for keys, mean in fields["mu"].items():
+        corrected = mean / correction
+        square = (fields["nu"][keys] - start) / correction
+        fields["mu"][keys], fields["var"][keys] = corrected, _records.variance(square, corrected)
 
 
-def _check_state(
-    name: str, state: Any, optimizer: optax.GradientTransformation, params: Any
-) -> None:
-    expected = jax.eval_shape(optimizer.init, params)
-    like = "init(params) with the same hyperparameters"
-    _check_shapes_and_dtypes(name, state, expected, like=like)
+def _uncenter(fields: _state.Fields, step: int | None, **hyperparameters: Any) -> None:
+    """The inverse of `_center`."""
+    start, correction = _start_and_correction(step, **hyperparameters)
+    for keys, mean in fields["mu"].items():
+        square = _records.mean_square(fields["var"][keys], mean)
+        fields["mu"][keys] = mean * correction
+        fields["nu"][keys] = square * correction + start
 
 
 def _start_and_correction(
@@ -140,16 +205,3 @@ def _start_and_correction(
     start_weight = float(decay) ** (step or 0)
     # Before the first step there is nothing to correct.
     return initial_scale * start_weight, 1 - start_weight if step else 1.0
-
-
-def _check_shapes_and_dtypes(name: str, tree: Any, expected: Any, like: str) -> None:
-    """Raises unless ``tree`` has the structure, the shapes and the dtypes of ``expected``."""
-    _validate_trees.same_structure(name, tree, expected, like)
-    leaves = zip(tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
-    for (path, leaf), other in leaves:
-        _validate_trees.shape(f"{name}{keystr(path)}", leaf, other, like)
-        if jnp.result_type(leaf) != jnp.result_type(other):
-            raise ValueError(
-                f"{name}{keystr(path)} is {jnp.result_type(leaf)}, it must be "
-                f"{jnp.result_type(other)} as {like} has"
-            )

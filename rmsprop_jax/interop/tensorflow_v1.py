@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from rmsprop_jax import dialects
-from rmsprop_jax.interop import _convert, _records
+from rmsprop_jax.interop import _convert, _files, _records, _tensorflow_files
+from rmsprop_jax.interop._checkpoint import Checkpoint, Group
 from rmsprop_jax.interop._convert import Restored
-from rmsprop_jax.interop._mapping import Leaf, check_mapping, listed
+from rmsprop_jax.interop._mapping import Leaf, listed
+from rmsprop_jax.interop._state import checked_step, read_state, step_as
 
 _STEP = "global_step"
 
@@ -26,6 +28,7 @@ def load(
     *,
     name: str = "RMSProp",
     step: int | None = None,
+    missing: str = "error",
     **hyperparameters: Any,
 ) -> Restored:
     """Loads a run of ``tf.compat.v1.train.RMSPropOptimizer``, for `dialects.tensorflow_v1`.
@@ -39,11 +42,14 @@ def load(
       source: The checkpoint's prefix, such as ``"run/model.ckpt-1000"``, or a dictionary
         {name: array} of its variables.
       params: A tree with the structure, shapes and dtypes of the parameters to return.
-        Its values are not used.
+        Its values are used only for leaves that begin anew.
       mapping: For each variable that the optimizer trains, the `Leaf` of ``params`` that
-        holds it. ``None`` maps every name to itself.
+        holds it, and for others that are wanted, such as moving averages, the path in
+        `Restored.buffers`. ``None`` maps every name to itself.
       name: The optimizer's name, as in TensorFlow.
       step: Steps taken; ``None`` reads the variable ``global_step``, if there is one.
+      missing: ``"fresh"`` begins the averages of leaves anew that the checkpoint does not have,
+        or with another shape, and lists them in `Restored.fresh`; ``"error"`` raises.
       **hyperparameters: The arguments of `dialects.tensorflow_v1` in that run. Only a
         wrong ``centered`` can be detected: TensorFlow always keeps a momentum buffer,
         which is dropped here without ``momentum``.
@@ -73,24 +79,21 @@ def load(
       >>> restored.step
       7
     """
-    hyperparameters = _records.as_python_numbers(hyperparameters)
-    optimizer = dialects.tensorflow_v1(**hyperparameters)
-    variables = _read(source)
-    slots = _slots(name, hyperparameters.get("centered", False))
-    records = {}
-    for variable, keys in _trained(variables, name).items():
-        found = {slot: variables[key] for slot, key in keys.items()}
-        record = _records.checked_record(variable, variables[variable], found, slots)
-        records[variable] = _records.negate_momentum(record)
-    mapping = check_mapping(mapping, records, params)
-    step = int(variables[_STEP]) if step is None and _STEP in variables else step
-    if step is None and callable(hyperparameters["learning_rate"]):
-        raise ValueError(
-            "step must be given, the number of steps taken: learning_rate is a schedule, and the "
-            f"checkpoint has no {_STEP}"
-        )
-    params, state = _convert.restore(params, mapping, records, optimizer, step)
-    return Restored(params, optimizer, state, step, (hyperparameters,))
+    with _files.errors_name(source):
+        variables = source if isinstance(source, Mapping) else _tensorflow_files.read(source)
+        options = _records.as_python_numbers(hyperparameters)
+        dialects.tensorflow_v1(**options)  # Refuses bad values before `_slots` reads them.
+        if step is None and _STEP in variables:
+            step = checked_step(_STEP, variables[_STEP])
+        elif step is not None:
+            step = checked_step("step", step)
+        elif callable(options["learning_rate"]):
+            raise ValueError(
+                "step must be given, the number of steps taken: learning_rate is a schedule, and "
+                f"the checkpoint has no {_STEP}"
+            )
+        checkpoint, _ = _checkpoint(variables, name, options, step)
+        return _convert.load(checkpoint, params, mapping, missing)
 
 
 def save(
@@ -101,12 +104,13 @@ def save(
     *,
     name: str = "RMSProp",
     step: int | None = None,
+    buffers: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any] | str | os.PathLike:
     """Replaces the parameters and the optimizer state in a checkpoint.
 
     Args:
-      target: A prefix, whose files are overwritten by ``tf.compat.v1.train.Saver``, or a
-        dictionary {name: array}: the checkpoint that was loaded, or that of a new graph.
+      target: A prefix, whose files are replaced as a whole or not at all, or a dictionary
+        {name: array}: the checkpoint that was loaded, or that of a new graph.
       params: The parameters.
       state: The state of `dialects.tensorflow_v1`.
       mapping: As in `load`.
@@ -114,6 +118,7 @@ def save(
       step: Steps taken, for ``global_step`` if the checkpoint has it. ``None`` reads it from
         the state, which keeps it only if the learning rate is a schedule or an average is in
         low precision.
+      buffers: Other variables to write, in the structure of `Restored.buffers`.
 
     Returns:
       ``target`` if it is a prefix, otherwise a new dictionary.
@@ -121,66 +126,67 @@ def save(
     Raises:
       ValueError, TypeError: As in `load`; also if only one of ``state`` and ``target`` is
         centred.
+      OSError: If the files cannot be written; the old ones are unchanged.
     """
-    variables = _read(target)
-    trained = _trained(variables, name)
-    shapes = {variable: np.shape(variables[variable]) for variable in trained}
-    mapping = check_mapping(mapping, shapes, params)
-    centered = all(len(keys) == 3 for keys in trained.values())
-    momentum = 0.9 if _convert.read_state(state)["trace"] else 0.0
-    options = {"learning_rate": 0.0, "momentum": momentum, "centered": centered}
-    without_step = dialects.tensorflow_v1(**options)
-    with_step = dialects.tensorflow_v1(
-        **options | _convert.options_that_count_steps("learning_rate", state)
-    )
-    _convert.check_state(state, params, "dialects.tensorflow_v1", without_step, with_step)
-    saved = dict(variables)
-    for variable, record in _convert.to_records(params, state, mapping, shapes).items():
-        # TensorFlow keeps a buffer without momentum, too, and multiplies it by zero.
-        buffer = np.zeros_like(record.square) if record.momentum is None else record.momentum
-        record = _records.negate_momentum(record._replace(momentum=buffer))
-        arrays = {variable: record.value} | {
-            trained[variable][slot]: getattr(record, field)
-            for field, slot in _slots(name, centered).items()
-            if slot is not None
+    with _files.errors_name(target):
+        variables = target if isinstance(target, Mapping) else _tensorflow_files.read(target)
+        options = {
+            "learning_rate": 0.0,
+            "momentum": 0.9 if read_state(state)["trace"] else 0.0,
+            "centered": all(len(keys) == 3 for keys in _trained(variables, name).values()),
         }
-        for key, x in arrays.items():
-            saved[key] = _records.cast(key, x, np.asarray(variables[key]).dtype)
-    if _STEP in variables:
-        step = _convert.resolve_step(state, step)
-        saved[_STEP] = np.array(step, np.asarray(variables[_STEP]).dtype)
-    if isinstance(target, Mapping):
-        return saved
-    _write(saved, target)
-    return target
-
-
-def _read(source: Mapping[str, Any] | str | os.PathLike) -> Mapping[str, Any]:
-    if isinstance(source, Mapping):
-        return source
-    import tensorflow as tf
-
-    if os.path.isdir(source):
-        latest = tf.train.latest_checkpoint(os.fspath(source))
-        raise ValueError(
-            f"{os.fspath(source)} is a folder: pass the prefix of a checkpoint, such as {latest}"
+        checkpoint, trained = _checkpoint(variables, name, options, 0)
+        if step is None and _STEP not in variables:
+            step = 0
+        changes = _convert.save(
+            checkpoint,
+            params,
+            state,
+            mapping,
+            rate_name="learning_rate",
+            step=step,
+            buffers=buffers,
         )
-    reader = tf.train.load_checkpoint(os.fspath(source))
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        arrays = {**changes.values}
+        for variable, slots in changes.states.items():
+            for slot, x in slots.items():
+                # TensorFlow keeps a buffer without momentum, too, and multiplies it by zero.
+                arrays[trained[variable][slot]] = np.zeros(1) if x is None else x
+        saved = dict(variables)
+        for key, x in arrays.items():
+            old = np.asarray(variables[key])
+            saved[key] = _records.cast(key, np.broadcast_to(x, old.shape), old.dtype)
+        if _STEP in variables:
+            saved[_STEP] = step_as(changes.step, np.asarray(variables[_STEP]).dtype)
+        if isinstance(target, Mapping):
+            return saved
+        _tensorflow_files.write(saved, target)
+        return target
 
 
-def _write(variables: Mapping[str, Any], prefix: str | os.PathLike) -> None:
-    import tensorflow
+def _checkpoint(
+    variables: Mapping[str, Any], name: str, options: dict[str, Any], step: int | None
+) -> tuple[Checkpoint, dict[str, dict[str, str]]]:
+    """The checkpoint, and {variable: {slot: its key in the checkpoint}}."""
+    trained, slots = _trained(variables, name), _slots(name, options.get("centered", False))
+    states = {
+        variable: {slot: variables[key] for slot, key in keys.items()}
+        for variable, keys in trained.items()
+    }
+    slot_keys = {key for keys in trained.values() for key in keys.values()}
+    values = {
+        key: np.asarray(x)
+        for key, x in variables.items()
+        if key not in slot_keys and key != _STEP and not _is_slot(key, variables)
+    }
+    group = Group(dialects.tensorflow_v1, options, list(trained), slots, subtracts_momentum=True)
+    return Checkpoint(values, states, [group], step), trained
 
-    tf: Any = tensorflow.compat.v1
-    with tf.Graph().as_default(), tf.Session() as session:
-        arrays = {name: np.asarray(x) for name, x in variables.items()}
-        # Loaded through feeds: a graph can hold only two gigabytes of constants.
-        written = {name: tf.Variable(tf.zeros(x.shape, x.dtype)) for name, x in arrays.items()}
-        for name, variable in written.items():
-            variable.load(arrays[name], session)
-        saver = tf.train.Saver(written)
-        saver.save(session, os.fspath(prefix), write_meta_graph=False, write_state=False)
+
+def _is_slot(key: str, variables: Mapping[str, Any]) -> bool:
+    """Whether ``key`` is below a variable, as another optimizer's ``w/Adam`` is."""
+    parts = key.split("/")
+    return any("/".join(parts[:i]) in variables for i in range(1, len(parts)))
 
 
 def _trained(variables: Mapping[str, Any], name: str) -> dict[str, dict[str, str]]:

@@ -9,7 +9,8 @@ import pytest
 import wgan
 
 FOLDER = Path(__file__).parents[2] / "examples"
-SHARED = ("checkpoints", "flags")
+# Imported by examples, or run before one.
+SHARED = ("checkpoints", "flags", "train_in_torch")
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 
 

@@ -5,6 +5,9 @@ checkpoint, on the same batches: after 100 steps the parameters agree. JAX's are
 carried back, and the framework goes on with them for 100 more.
 """
 
+import warnings
+from collections import OrderedDict
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -12,8 +15,10 @@ import numpy as np
 import optax
 import pytest
 import tensorflow.compat.v1 as tf
+import tf_keras
 import torch
 from sklearn.datasets import load_digits
+from support.modules import module_alone
 
 from rmsprop_jax import interop
 from rmsprop_jax.interop import Leaf
@@ -43,40 +48,60 @@ OPTIONS = [
 ]
 
 
-def loss(params, images, labels):
-    """Smooth everywhere, so that a rounding does not grow to another branch."""
+# Of a layer behind the convolution, which only some runs have.
+BATCH_NORM = {"scale": np.ones(8, np.float32), "bias": np.zeros(8, np.float32)}
+STATISTICS = {"norm": {"mean": np.zeros(8, np.float32), "var": np.ones(8, np.float32)}}
+
+
+def normalize(x, params, statistics, training):
+    """BatchNorm with torch's running statistics: it divides the variance of a batch by n - 1."""
+    if not training:
+        mean, var = statistics["mean"], statistics["var"]
+    else:
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        unbiased = var * (x.size / 8) / (x.size / 8 - 1)
+        new = {"mean": mean, "var": unbiased}
+        statistics = {k: 0.9 * v + 0.1 * new[k] for k, v in statistics.items()}
+    x = (x - mean) / jnp.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+    return x, statistics
+
+
+def network(params, buffers, images, training):
+    """Logits and new buffers. Smooth, so that a rounding does not grow to another branch."""
     x = jax.lax.conv_general_dilated(
         images, params["conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    x = jnp.tanh(x + params["conv"]["bias"]).reshape(len(images), -1)
+    if "norm" not in params:
+        x = x + params["conv"]["bias"]
+    else:
+        x, statistics = normalize(x, params["norm"], buffers["norm"], training)
+        buffers = {"norm": statistics}
+    x = jnp.tanh(x).reshape(len(images), -1)
     x = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
-    logits = x @ params["output"]["kernel"] + params["output"]["bias"]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return x @ params["output"]["kernel"] + params["output"]["bias"], buffers
+
+
+def loss(params, buffers, images, labels):
+    logits, buffers = network(params, buffers, images, training=True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean(), buffers
 
 
 def go_on(restored, batches):
-    """Parameters and state after the steps that JAX takes from ``restored``."""
+    """Parameters, state and buffers after the steps that JAX takes from ``restored``."""
 
     @jax.jit
-    def step(params, state, images, labels):
-        gradients = jax.grad(loss)(params, images, labels)
+    def step(params, state, buffers, images, labels):
+        gradients, buffers = jax.grad(loss, has_aux=True)(params, buffers, images, labels)
         updates, state = restored.optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
+        return optax.apply_updates(params, updates), state, buffers
 
-    params, state = restored.params, restored.state
+    params, state, buffers = restored.params, restored.state, restored.buffers
     for batch in batches:
-        params, state = step(params, state, IMAGES[batch], LABELS[batch])
-    return params, state
+        params, state, buffers = step(params, state, buffers, IMAGES[batch], LABELS[batch])
+    return params, state, buffers
 
 
-TORCH_MAPPING = {
-    "0.weight": Leaf("conv/kernel", transpose=(2, 3, 1, 0)),
-    "0.bias": Leaf("conv/bias"),
-    "3.weight": Leaf("hidden/kernel", transpose=(2, 3, 1, 0), reshape=(24, 8, 8, 8)),
-    "3.bias": Leaf("hidden/bias"),
-    "5.weight": Leaf("output/kernel", transpose=(1, 0)),
-    "5.bias": Leaf("output/bias"),
-}
 KERAS_MAPPING = {
     f"net/{layer}/{kind}": Leaf(f"{layer}/{kind}") for layer in START for kind in START[layer]
 }
@@ -85,32 +110,41 @@ KERAS_MAPPING = {
 class Torch:
     """A run in torch, which keeps images and kernels in its own layout."""
 
-    def __init__(self, options):
-        self.model = torch.nn.Sequential(
-            torch.nn.Conv2d(1, 8, 3, padding="same"),
-            torch.nn.Tanh(),
-            torch.nn.Flatten(),
-            torch.nn.Linear(8 * 8 * 8, 24),
-            torch.nn.Tanh(),
-            torch.nn.Linear(24, 10),
-        )
+    optimizer_class = torch.optim.RMSprop
+    arguments = {}  # noqa: RUF012
+    like = LIKE
+
+    def __init__(self, options, folder):
+        self.file = folder / "run.pt"
+        self.model = torch.nn.Sequential(OrderedDict(self.layers()))
+        self.mapping = interop.pytorch.mapping_of(self.model)
         shapes = {name: tuple(w.shape) for name, w in self.model.named_parameters()}
-        start = {mapped.path: value_at(START, mapped.path) for mapped in TORCH_MAPPING.values()}
-        self.model.load_state_dict(
-            {
-                name: torch.tensor(mapped.from_jax(start[mapped.path], shapes[name]))
-                for name, mapped in TORCH_MAPPING.items()
-            }
-        )
-        self.optimizer = torch.optim.RMSprop(
+        start = START | {"norm": BATCH_NORM}
+        values = {
+            name: torch.tensor(
+                self.mapping[name].from_jax(value_at(start, self.mapping[name].path), shape)
+            )
+            for name, shape in shapes.items()
+        }
+        self.model.load_state_dict(values, strict=False)
+        self.optimizer = self.optimizer_class(
             self.model.parameters(), 1e-3, alpha=0.9, eps=1e-2, **options
         )
 
+    def layers(self):
+        return {
+            "conv": torch.nn.Conv2d(1, 8, 3, padding="same"),
+            "tanh": torch.nn.Tanh(),
+            "flat": torch.nn.Flatten(),
+            "hidden": torch.nn.Linear(8 * 8 * 8, 24),
+            "tanh2": torch.nn.Tanh(),
+            "output": torch.nn.Linear(24, 10),
+        }
+
     def train(self, batches):
         for batch in batches:
-            images = torch.tensor(IMAGES[batch].transpose(0, 3, 1, 2))
             self.optimizer.zero_grad()
-            logits = self.model(images)
+            logits = self.model(torch_images(batch))
             torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS[batch])).backward()
             self.optimizer.step()
 
@@ -121,18 +155,56 @@ class Torch:
         }
 
     def load(self):
-        return interop.pytorch.load(self.checkpoint(), LIKE, TORCH_MAPPING)
+        torch.save(self.checkpoint(), self.file)
+        return interop.pytorch.load(self.file, self.like, self.mapping, **self.arguments)
 
-    def save(self, params, state, step):
-        saved = interop.pytorch.save(self.checkpoint(), params, state, TORCH_MAPPING, step=step)
+    def save(self, params, state, step, buffers):
+        torch.save(self.checkpoint(), self.file)
+        options = {"step": step, "buffers": buffers or None} | self.arguments
+        interop.pytorch.save(self.file, params, state, self.mapping, **options)
+        saved = torch.load(self.file)
         self.model.load_state_dict(saved["model_state_dict"])
         self.optimizer.load_state_dict(saved["optimizer_state_dict"])
+
+
+class Timm(Torch):
+    """timm's rule is told by its groups."""
+
+    optimizer_class = module_alone("timm.optim.rmsprop_tf").RMSpropTF
+
+
+class StableBaselines3(Torch):
+    """Stable-Baselines3's rule looks like torch's, and must be given."""
+
+    optimizer_class = module_alone(
+        "stable_baselines3.common.sb2_compat.rmsprop_tf_like"
+    ).RMSpropTFLike
+    arguments = {"dialect": "stable_baselines3"}  # noqa: RUF012
+
+
+class TorchBatchNorm(Torch):
+    """A run whose model keeps running statistics, too."""
+
+    like = LIKE | {
+        "conv": {"kernel": LIKE["conv"]["kernel"]},
+        "norm": jax.tree.map(np.zeros_like, BATCH_NORM),
+    }
+
+    def layers(self):
+        convolution = torch.nn.Conv2d(1, 8, 3, padding="same", bias=False)
+        layers = super().layers() | {"conv": convolution}
+        return {"conv": layers.pop("conv"), "norm": torch.nn.BatchNorm2d(8)} | layers
+
+
+def torch_images(batch):
+    return torch.tensor(IMAGES[batch].transpose(0, 3, 1, 2))
 
 
 class Keras:
     """A run in Keras with a live optimizer, which saves into itself."""
 
-    def __init__(self, options):
+    def __init__(self, options, folder):
+        self.file = folder / "run.keras"
         self.model = keras.Sequential(
             [
                 keras.Input((8, 8, 1)),
@@ -159,8 +231,87 @@ class Keras:
     def load(self):
         return interop.keras.load(self.model.optimizer, LIKE, KERAS_MAPPING)
 
-    def save(self, params, state, step):
+    def save(self, params, state, step, buffers):
+        assert not buffers
         interop.keras.save(self.model.optimizer, params, state, KERAS_MAPPING, step=step)
+
+
+class KerasFile(Keras):
+    """The same from a `.keras` file and back."""
+
+    def load(self):
+        self.model.save(self.file)
+        return interop.keras.load(self.file, LIKE, KERAS_MAPPING)
+
+    def save(self, params, state, step, buffers):
+        assert not buffers
+        self.model.save(self.file)
+        interop.keras.save(self.file, params, state, KERAS_MAPPING, step=step)
+        self.model = keras.saving.load_model(self.file)
+
+
+class KerasWeights(Keras):
+    """The same from a `.weights.h5` file and back; it holds no hyperparameters."""
+
+    def __init__(self, options, folder):
+        super().__init__(options, folder)
+        self.file = folder / "run.weights.h5"
+        self.options = {"epsilon": 1e-4} | options
+        self.mapping = {
+            f"{layer}/{i}": Leaf(f"{layer}/{kind}")
+            for layer in START
+            for i, kind in enumerate(("kernel", "bias"))
+        }
+
+    def load(self):
+        self.model.save_weights(self.file)
+        return interop.keras.load(self.file, LIKE, self.mapping, **self.options)
+
+    def save(self, params, state, step, buffers):
+        assert not buffers
+        self.model.save_weights(self.file)
+        interop.keras.save(self.file, params, state, self.mapping, step=step)
+        self.model.load_weights(self.file)
+
+
+class TfKeras(Keras):
+    """A run in tf.keras 2, whose optimizer needs its model, through a `.h5` file."""
+
+    def __init__(self, options, folder):
+        self.file = folder / "run.h5"
+        self.model = tf_keras.Sequential(
+            [
+                tf_keras.layers.InputLayer((8, 8, 1)),
+                tf_keras.layers.Conv2D(8, 3, padding="same", activation="tanh", name="conv"),
+                tf_keras.layers.Flatten(),
+                tf_keras.layers.Dense(24, activation="tanh", name="hidden"),
+                tf_keras.layers.Dense(10, name="output"),
+            ],
+            name="net",
+        )
+        self.model.set_weights(
+            [START[k][part] for k in ("conv", "hidden", "output") for part in ("kernel", "bias")]
+        )
+        self.model.compile(
+            tf_keras.optimizers.legacy.RMSprop(1e-3, epsilon=1e-4, **options),
+            tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        self.model.optimizer._create_all_weights(self.model.trainable_variables)
+
+    def load(self):
+        self.write()
+        return interop.keras.load(self.file, LIKE, KERAS_MAPPING)
+
+    def write(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # That HDF5 is an old format.
+            self.model.save(self.file)
+
+    def save(self, params, state, step, buffers):
+        assert not buffers
+        self.write()
+        interop.keras.save(self.file, params, state, KERAS_MAPPING, step=step)
+        self.model = tf_keras.models.load_model(self.file)
 
 
 class TensorFlowV1:
@@ -207,8 +358,9 @@ class TensorFlowV1:
         self.write()
         return interop.tensorflow_v1.load(self.prefix, LIKE, **self.hyperparameters)
 
-    def save(self, params, state, step):
+    def save(self, params, state, step, buffers):
         self.write()
+        assert not buffers
         interop.tensorflow_v1.save(self.prefix, params, state, step=step)
         with self.session.graph.as_default():
             self.saver.restore(self.session, self.prefix)
@@ -227,26 +379,53 @@ def assert_agree(ours, theirs, rtol=1e-4):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("framework", [Torch, Keras, TensorFlowV1])
+@pytest.mark.parametrize(
+    "framework",
+    [
+        *(Torch, TorchBatchNorm, Timm, StableBaselines3),
+        *(Keras, KerasFile, KerasWeights, TfKeras, TensorFlowV1),
+    ],
+)
 def test_a_run_goes_on_in_jax_and_back(framework, options, tmp_path):
-    def start():
-        return framework(options, tmp_path) if framework is TensorFlowV1 else framework(options)
-
     first, second, third = BATCHES[:STEPS], BATCHES[STEPS : 2 * STEPS], BATCHES[2 * STEPS :]
-    theirs = start()
+    theirs = framework(options, tmp_path)
     theirs.train(first)
     restored = theirs.load()
     assert restored.step == STEPS
-    moved = jax.tree.map(lambda a, b: np.linalg.norm(a - b), restored.params, START)
-    assert min(jax.tree.leaves(moved)) > 0.01
+    moved = [
+        np.linalg.norm(
+            leaf
+            - value_at(
+                START | {"norm": BATCH_NORM}, jax.tree_util.keystr(path, simple=True, separator="/")
+            )
+        )
+        for path, leaf in jax.tree.leaves_with_path(restored.params)
+    ]
+    assert min(moved) > 0.01
 
     theirs.train(second)
-    params, state = go_on(restored, second)
+    params, state, buffers = go_on(restored, second)
     assert_agree(params, theirs.load().params)
+    assert_agree(buffers, theirs.load().buffers)
 
-    back = start()
-    back.save(params, state, 2 * STEPS)
+    back = framework(options, tmp_path)
+    back.save(params, state, 2 * STEPS, buffers)
     theirs.train(third)
     back.train(third)
     assert back.load().step == 3 * STEPS
     assert_agree(back.load().params, theirs.load().params)
+    assert_agree(back.load().buffers, theirs.load().buffers)
+
+
+def test_logits_of_a_restored_model_with_batch_norm(tmp_path):
+    theirs = TorchBatchNorm({}, tmp_path)
+    theirs.train(BATCHES[:STEPS])
+    theirs.model.eval()
+    restored, batch = theirs.load(), BATCHES[STEPS]
+    with torch.no_grad():
+        expected = theirs.model(torch_images(batch)).numpy()
+    logits, _ = network(restored.params, restored.buffers, IMAGES[batch], training=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    # Without the running statistics they are wrong, and nothing says so.
+    wrong, _ = network(restored.params, STATISTICS, IMAGES[batch], training=False)
+    assert abs(wrong - expected).max() > 1

@@ -51,8 +51,11 @@ def zeros_for(mapping, model):
         branch = tree
         for key in keys:
             branch = branch.setdefault(key, {})
-        permutation = mapping[name].permutation(w.ndim)
-        branch[last] = jnp.zeros(np.zeros(w.shape).transpose(permutation).shape)
+        if mapping[name].reshape is None:
+            permutation = mapping[name].permutation(w.ndim)
+            branch[last] = jnp.zeros(np.zeros(w.shape).transpose(permutation).shape)
+        else:
+            branch[last] = jnp.zeros(w.shape[::-1])
     return tree
 
 
@@ -116,8 +119,7 @@ def test_groups_of_a_real_optimizer():
             "VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        # The image that torch flattens has its channels first.
-        x = (x + params["0"]["bias"]).transpose(0, 3, 1, 2).reshape(5, -1)
+        x = (x + params["0"]["bias"]).reshape(5, -1)
         return jnp.sum((x @ params["2"]["kernel"] + params["2"]["bias"]) ** 2)
 
     params, state = restored.params, restored.state
@@ -298,10 +300,10 @@ def test_keras_on_each_backend(backend):
     assert result.stdout.split()[-2:] == [backend, "agrees"]
 
 
-def test_schedule_of_keras_needs_one_of_ours():
+def test_schedule_of_keras_has_one_of_ours():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
     model = keras_model(learning_rate=schedule)
-    with pytest.raises(ValueError, match=r"ExponentialDecay.*learning_rate="):
+    with pytest.warns(UserWarning, match=r"ExponentialDecay.*0\.05.*learning_rate="):
         load_keras(model)
     restored = load_keras(model, learning_rate=optax.exponential_decay(0.1, 1, 0.5))
     gradient = jax.tree.map(jnp.ones_like, restored.params)
@@ -319,11 +321,6 @@ def test_schedule_object_of_keras_is_rejected():
         load_keras(keras_model(), learning_rate=schedule)
 
 
-def test_keras_file_of_another_kind_is_rejected(tmp_path):
-    with pytest.raises(ValueError, match=r"run\.h5 is not a \.keras file"):
-        interop.keras.load(tmp_path / "run.h5", keras_like())
-
-
 def test_folder_of_tensorflow_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         interop.tensorflow_v1.load(tmp_path, keras_like(), learning_rate=0.1)
@@ -336,10 +333,6 @@ class RMSprop(keras.optimizers.RMSprop):
 KERAS_REJECTED = {
     "another optimizer": (lambda: keras_model(keras.optimizers.Adam()), "not a keras.*Adam"),
     "own subclass": (lambda: keras_model(RMSprop()), "not a keras.*RMSprop"),
-    "loss scaling": (
-        lambda: keras_model(keras.optimizers.LossScaleOptimizer(keras.optimizers.RMSprop())),
-        "not a keras.*LossScaleOptimizer",
-    ),
     "averaged weights": (lambda: keras_model(use_ema=True), "use_ema=True"),
     "accumulated gradients": (
         lambda: keras_model(gradient_accumulation_steps=2),

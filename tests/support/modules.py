@@ -9,10 +9,13 @@ from types import ModuleType
 def module_alone(name):
     """A module without the packages it stands in, which need more than is installed."""
     top, *inner = name.split(".")
-    found = importlib.util.find_spec(top)
-    if found is None:
-        raise ModuleNotFoundError(f"No module named {top!r}")
-    [folder] = found.submodule_search_locations
+    if top not in sys.modules:
+        found = importlib.util.find_spec(top)
+        if found is None:
+            raise ModuleNotFoundError(f"No module named {top!r}")
+        [folder] = found.submodule_search_locations
+    else:
+        [folder] = sys.modules[top].__path__
     for i in range(len(inner)):
         package = ModuleType(".".join([top, *inner[:i]]))
         package.__path__ = ["/".join([folder, *inner[:i]])]

@@ -61,7 +61,18 @@ def test_which_rmsprop(result):
 
 def test_resume_from_torch(result):
     [difference] = numbers(r"largest relative difference of a step ([^,]+),", result)
-    assert difference <= 1e-5
+    [accuracy] = numbers(r"held-out accuracy (\S+)%", result)
+    assert difference <= 1e-4
+    assert accuracy > 95
+
+
+def test_resume_from_a_checkpoint_of_torch(tmp_path):
+    """Two commands: torch saves, and JAX goes on from its file."""
+    printed("examples/train_in_torch.py", "run.pt", "--steps", "20", cwd=tmp_path)
+    arguments = ("run.pt", "--steps", "5", "--output", "picture.png")
+    result = printed("examples/resume_from_torch.py", *arguments, cwd=tmp_path)
+    [difference] = numbers(r"after 5 resumed steps.*of a step ([^,]+),", result)
+    assert difference <= 1e-4
 
 
 SMALL = {

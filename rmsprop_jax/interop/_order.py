@@ -1,0 +1,69 @@
+"""Which parameter each entry of an optimizer's state belongs to, where it has only a number."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rmsprop_jax.interop._mapping import Leaf, listed
+
+Shape = tuple[int, ...]
+
+
+class ModuleMapping(dict[str, Leaf]):
+    """A mapping in the order of a live module's parameters, which is that of its optimizer."""
+
+
+def names_in_order(
+    names: Sequence[str],
+    shapes: Mapping[str, Shape],
+    entries: Sequence[Shape | None],
+    mapped: Sequence[str] | None,
+    *,
+    from_module: bool,
+) -> list[str]:
+    """``names`` in the order of the optimizer's ``entries``.
+
+    An optimizer's state goes by number, in the order in which the module registered its
+    parameters. A model's dictionary has that order, unless something has sorted it, as
+    safetensors does ("10.weight" stands before "2.weight"). Parameters of one shape are never
+    told apart by a guess: where nothing decides, this raises.
+
+    Args:
+      names: The parameters in the order of the model's dictionary.
+      shapes: Their shapes, by name.
+      entries: The shape of each entry of the state; None if it has no arrays.
+      mapped: The same names in the order of the mapping; None if there is none.
+      from_module: Whether ``names`` are known to be in the module's order.
+    """
+    names = list(names)
+    by_shape = {shapes[name]: name for name in names}
+    if len(by_shape) == len(names) and by_shape.keys() == set(entries):
+        return [by_shape[entry] for entry in entries if entry is not None]
+
+    def fits(order: Sequence[str]) -> bool:
+        return all(e is None or e == shapes[n] for n, e in zip(order, entries, strict=True))
+
+    in_order_of_text = names == sorted(names) and not from_module
+    orders = [] if in_order_of_text else [names]
+    if mapped is not None and list(mapped) != names:
+        orders.append(list(mapped))
+    elif mapped is not None and in_order_of_text and names == sorted(names, key=_natural):
+        orders.append(names)
+    possible = [order for order in orders if fits(order)]
+    if len(possible) == 1 or (orders and not possible):
+        # Where none fits, the parameter whose shape is wrong is named when it is checked.
+        return (possible or orders)[0]
+    if len(names) == 1:
+        return names
+    repeated = {shape for shape, count in Counter(shapes[n] for n in names).items() if count > 1}
+    raise ValueError(
+        "the optimizer's state has numbers where its parameters should have names, and their order "
+        f"is not certain: {listed([n for n in names if shapes[n] in repeated] or names)} have one "
+        "shape. Pass names=, their names in the order in which the optimizer received them, as "
+        "model.named_parameters() gives it"
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts "2.weight" before "10.weight"."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
