@@ -4,7 +4,7 @@ No framework is imported here: each framework's module reads its format into a `
 writes `Changes` into it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -159,17 +159,14 @@ def optimizer_of(
     labels = {keys: label_of.get(keys, "0") for keys in leaves}
     if len(optimizers) == 1 and _FROZEN not in labels.values():
         return optimizers[0]
-    by_label: dict[Any, optax.GradientTransformation] = {
-        str(i): optimizer for i, optimizer in enumerate(optimizers)
-    }
+    transforms: dict[Hashable, optax.GradientTransformation] = {_FROZEN: optax.set_to_zero()}
+    transforms |= {str(i): optimizer for i, optimizer in enumerate(optimizers)}
 
     def label(path: KeyPath, leaf: Any) -> str:
         del leaf
         return labels.get(leaf_keys(path), _FROZEN)
 
-    return optax.partition(
-        by_label | {_FROZEN: optax.set_to_zero()}, lambda tree: tree_map_with_path(label, tree)
-    )
+    return optax.partition(transforms, lambda tree: tree_map_with_path(label, tree))
 
 
 def _records(checkpoint: Checkpoint) -> dict[str, Record]:
