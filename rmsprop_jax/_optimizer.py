@@ -65,7 +65,7 @@ def rmsprop(
 
     bfloat16 has the range of float32. In 8 bits each leaf has one scale: 3 mantissa bits for
     elements whose gradients are down to 1/2000 of the leaf's largest. Below, v stays right on
-    average, but at 1/10 000 its root deviates by 80 %, and from 1/100 000 on v is mostly zero:
+    average, but at 1/10 000 its root deviates by 80 %, and from 1/30 000 on v is mostly zero:
     updates are then up to ``learning_rate / sqrt(1 - decay)``, as at a first step. If sizes in one
     leaf differ that much, split it. An average that grows beyond 30 times the leaf's largest in one
     step is cut there, and the scale follows by at most 4 a step. One element's spikes leave the

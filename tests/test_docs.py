@@ -9,7 +9,7 @@ import pytest
 from support.readme import ROOT
 
 import rmsprop_jax
-from rmsprop_jax import dialects
+from rmsprop_jax import dialects, interop
 
 PAGES = {page.name: page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))}
 NAMES = {
@@ -49,3 +49,15 @@ def test_links_lead_somewhere(page):
 def test_every_dialect_is_explained():
     named = set(re.findall(r"dialects\.(\w+)", PAGES["which_rmsprop.md"]))
     assert named == set(dialects.DIALECTS)
+
+
+def test_every_format_of_a_checkpoint_is_explained():
+    named = set(re.findall(r"interop\.(\w+)`", PAGES["checkpoints.md"]))
+    named |= set(re.findall(r"interop\.(\w+)\.load", PAGES["checkpoints.md"]))
+    assert named & set(interop.FORMATS) == set(interop.FORMATS)
+
+
+@pytest.mark.parametrize("name", interop.FORMATS)
+def test_every_format_is_read_and_written(name):
+    for function in (interop.FORMATS[name].load, interop.FORMATS[name].save):
+        assert {"Args:", "Returns:", "Raises:"} <= set(function.__doc__.split())

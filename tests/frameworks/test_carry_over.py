@@ -5,6 +5,7 @@ checkpoint, on the same batches: after 100 steps the parameters agree. JAX's are
 carried back, and the framework goes on with them for 100 more.
 """
 
+import itertools
 import warnings
 from collections import OrderedDict
 
@@ -378,13 +379,14 @@ def assert_agree(ours, theirs, rtol=1e-4):
         assert error <= rtol, f"{jax.tree_util.keystr(path)}: {error:.2g}"
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+RULES = [Torch, TorchBatchNorm, Timm, StableBaselines3, Keras, TfKeras, TensorFlowV1]
+FILES = [KerasFile, KerasWeights]
+
+
 @pytest.mark.parametrize(
-    "framework",
-    [
-        *(Torch, TorchBatchNorm, Timm, StableBaselines3),
-        *(Keras, KerasFile, KerasWeights, TfKeras, TensorFlowV1),
-    ],
+    ("framework", "options"),
+    [*itertools.product(RULES, OPTIONS), *itertools.product(FILES, OPTIONS[::3])],
+    ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_a_run_goes_on_in_jax_and_back(framework, options, tmp_path):
     first, second, third = BATCHES[:STEPS], BATCHES[STEPS : 2 * STEPS], BATCHES[2 * STEPS :]
