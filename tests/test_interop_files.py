@@ -99,6 +99,22 @@ def test_a_disk_that_fails_between_two_files_loses_neither(files, moved, monkeyp
     assert_all(files, "old")
 
 
+def test_a_file_that_was_not_there_is_gone_again(tmp_path, monkeypatch):
+    """Interrupted between two new files: neither stays."""
+    replace, new = os.replace, [tmp_path / "run.data", tmp_path / "run.index"]
+
+    def interrupt(source, target):
+        if str(target).endswith("index"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_all(new, "new")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_file_system_without_links(files, monkeypatch):
     def no_links(source, target):
         raise OSError(errno.EPERM, "no links here")

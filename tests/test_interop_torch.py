@@ -168,6 +168,25 @@ def test_natural_order_is_no_proof_either():
     assert nu(interop.pytorch.load(source, params))["2"]["weight"][0, 0] == 2
 
 
+def test_a_mapping_made_from_a_sorted_dictionary_is_no_second_witness():
+    """As safetensors sorts them: norm.bias before norm.weight, which the module has first."""
+    names = ["dense.weight", "norm.bias", "norm.weight"]
+    source = checkpoint(
+        {"dense.weight": filled(0.0)} | {name: filled(0.0, (2,)) for name in names[1:]},
+        {0: entry(0.5), 1: entry(1.0, (2,)), 2: entry(2.0, (2,))},
+    )
+    mapping = {name: Leaf(name.replace(".", "/")) for name in names}
+    params = {
+        "dense": {"weight": jnp.zeros((2, 2))},
+        "norm": {"weight": jnp.zeros(2), "bias": jnp.zeros(2)},
+    }
+    with pytest.raises(ValueError, match="names="):
+        interop.pytorch.load(source, params, mapping)
+    order = ["dense.weight", "norm.weight", "norm.bias"]
+    restored = interop.pytorch.load(source, params, mapping, names=order)
+    np.testing.assert_array_equal(nu(restored)["norm"]["weight"], 1)
+
+
 def test_a_mapping_in_another_order_than_the_models_is_asked_about():
     mapping = {name: IN_ORDER[name] for name in reversed(ELEVEN)}
     with pytest.raises(ValueError, match="names="):
@@ -204,6 +223,7 @@ CONTAINERS = {
         "callbacks": {},
         "loops": {"fit_loop": {"state_dict": {}}},
     },
+    "an array beside them": lambda m, o: {"net": m, "opt": o, "loss": np.float32(0.3)},
     "a scheduler beside them": lambda m, o: {
         "model": m,
         "optimizer": o,
@@ -310,11 +330,45 @@ def test_running_statistics_are_handed_back_and_written():
 
 def test_buffers_are_no_parameters_without_a_mapping():
     params = {"bn": {"weight": jnp.zeros(3), "bias": jnp.zeros(3)}}
-    restored = interop.pytorch.load(
-        batch_norm() | {"model_state_dict": ModulesOwn(batch_norm()["model_state_dict"])}, params
-    )
+    source = batch_norm()
+    source["model_state_dict"] = ModulesOwn(source["model_state_dict"])
+    restored = interop.pytorch.load(source, params)
     np.testing.assert_array_equal(nu(restored)["bn"]["bias"], 2)
     np.testing.assert_array_equal(restored.buffers["bn"]["running_mean"], 7)
+    # What was handed back can be written, the integer too.
+    assert restored.buffers["bn"]["num_batches_tracked"] == 4
+    new = jax.tree.map(lambda x: x + 1, restored.buffers)
+    saved = interop.pytorch.save(source, restored.params, restored.state, step=6, buffers=new)
+    assert saved["model_state_dict"]["bn.num_batches_tracked"] == 5
+    new["bn"]["num_batches_tracked"] = 5.0
+    with pytest.raises(TypeError, match=r"buffers: bn/num_batches_tracked must be of int64"):
+        interop.pytorch.save(source, restored.params, restored.state, step=6, buffers=new)
+
+
+def test_running_statistics_of_a_model_alone():
+    source = batch_norm()["model_state_dict"]
+    options = {"missing": "fresh", "lr": 0.1}
+    restored = interop.pytorch.load(source, BATCH_NORM_PARAMS, BATCH_NORM, **options)
+    np.testing.assert_array_equal(restored.buffers["bn"]["mean"], 7)
+    np.testing.assert_array_equal(restored.params["bn"]["scale"], 1)
+
+
+BUFFERS_REFUSED = {
+    "two of one path": ({"bn.running_var": Leaf("bn/mean")}, "both mapped to 'bn/mean'"),
+    "one below another": ({"bn.running_var": Leaf("bn/mean/x")}, "beginning of another's"),
+    "axes that it does not have": (
+        {"bn.running_var": Leaf("bn/var", transpose=(1, 0))},
+        "bn.running_var: Leaf",
+    ),
+    "another size": ({"bn.running_var": Leaf("bn/var", reshape=(4,))}, "bn.running_var: Leaf"),
+}
+
+
+@pytest.mark.parametrize("case", BUFFERS_REFUSED)
+def test_mappings_of_buffers_are_checked(case):
+    mapping, text = BUFFERS_REFUSED[case]
+    with pytest.raises(ValueError, match=text):
+        interop.pytorch.load(batch_norm(), BATCH_NORM_PARAMS, BATCH_NORM | mapping)
 
 
 def test_buffers_of_one_name_in_two_layers_of_a_list():
@@ -428,6 +482,17 @@ def test_a_model_alone():
     assert restored.hyperparameters[0]["momentum"] == 0.9
 
 
+def test_missing_does_not_hide_a_wrong_mapping():
+    """Nothing taken at all, or an axis that was not transposed, is no new layer."""
+    source = two_layers()["model_state_dict"]
+    with pytest.raises(ValueError, match="nothing of the checkpoint is mapped to params"):
+        interop.pytorch.load(source, {"c": jnp.zeros(2)}, missing="fresh", lr=0.1)
+    source = {"a": filled(1.0, (2, 3)), "b": filled(1.0)}
+    params = {"a": jnp.zeros((3, 2)), "b": jnp.zeros((2, 2))}
+    with pytest.raises(ValueError, match=r"a: its array of shape \(2, 3\)"):
+        interop.pytorch.load(source, params, missing="fresh", lr=0.1)
+
+
 @pytest.mark.parametrize("value", [None, True, "new"])
 def test_missing_is_one_of_two(value):
     with pytest.raises(ValueError, match=r'missing must be "error" or "fresh"'):
@@ -451,6 +516,20 @@ def test_a_key_with_a_slash_is_another_leaf():
     np.testing.assert_array_equal(saved["optimizer_state_dict"]["state"][1]["square_avg"], 2)
     with pytest.raises(ValueError, match=r"two: two leaves have one path, 'mlp/w'"):
         interop.pytorch.load(source, params, mapping | {"two": Leaf("mlp/w")})
+
+
+@pytest.mark.parametrize("end", [(), ("value",)])
+def test_keys_may_be_numbers_as_in_a_flat_state(end):
+    params = {"layers": [{"w": jnp.zeros(3)}, {"w": jnp.zeros(2)}]}
+    source = checkpoint(
+        {"one": filled(1.0, (2,)), "two": filled(2.0, (3,))},
+        {0: entry(1.0, (2,)), 1: entry(2.0, (3,))},
+    )
+    mapping = {"one": Leaf(("layers", 1, "w", *end)), "two": Leaf(("layers", 0, "w", *end))}
+    restored = interop.pytorch.load(source, params, mapping)
+    np.testing.assert_array_equal(nu(restored)["layers"][1]["w"], 1)
+    with pytest.raises(TypeError, match="its keys must be names of the checkpoint, got 3"):
+        interop.pytorch.load(source, params, {3: Leaf("x")})
 
 
 @pytest.mark.parametrize("suffix", ["", "/value"])
@@ -481,6 +560,13 @@ def test_a_schedule_that_is_not_in_the_checkpoint_is_warned_about():
     assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        interop.pytorch.load(source, TWO, lr=0.1)
+
+
+def test_a_momentum_that_a_scheduler_cycles_is_warned_about():
+    source = two_layers()
+    source["optimizer_state_dict"]["param_groups"][0] |= {"base_momentum": 0.8, "max_momentum": 0.9}
+    with pytest.warns(UserWarning, match=r"scheduler set the momentum.*momentum="):
         interop.pytorch.load(source, TWO, lr=0.1)
 
 

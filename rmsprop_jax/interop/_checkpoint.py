@@ -17,8 +17,8 @@ class Group(NamedTuple):
       hyperparameters: Its arguments.
       names: Of the parameters, as in `Checkpoint.values`.
       slots: What the framework calls their averages.
-      subtracts_momentum: Whether the rule subtracts momentum from parameters after the learning
-        rate has entered it, as Keras's and TensorFlow's do; Optax adds it.
+      subtracts_momentum: Whether momentum contains the learning rate and is subtracted from the
+        parameters, as in Keras and TensorFlow; Optax adds it.
     """
 
     dialect: Callable[..., optax.GradientTransformationExtraArgs]
@@ -38,8 +38,6 @@ class Checkpoint(NamedTuple):
       groups: The groups of the optimizer's parameters.
       step: Steps taken; ``None`` if it is not known.
       separator: What stands between the parts of a name.
-      subtracts_momentum: Whether the framework subtracts momentum from parameters, as Keras and
-        TensorFlow do; Optax adds it.
     """
 
     values: Mapping[str, np.ndarray]
@@ -47,7 +45,6 @@ class Checkpoint(NamedTuple):
     groups: Sequence[Group]
     step: int | None
     separator: str = "/"
-    subtracts_momentum: bool = False
 
     @property
     def trained(self) -> dict[str, bool]:

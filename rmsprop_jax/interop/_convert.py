@@ -4,6 +4,7 @@ No framework is imported here: each framework's module reads its format into a `
 writes `Changes` into it.
 """
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import KeyPath, tree_map_with_path
+from jax.tree_util import KeyPath, tree_leaves_with_path, tree_map_with_path
 
 from rmsprop_jax._trees import has_gradient
 from rmsprop_jax.interop import _state
@@ -20,6 +21,7 @@ from rmsprop_jax.interop._mapping import (
     Keys,
     Leaf,
     Places,
+    check_axes,
     check_fits,
     check_mapping,
     fits,
@@ -83,7 +85,8 @@ def load(
     values, fields = {}, _state.no_fields()
     for name, keys in places.parameters.items():
         shape, value = np.shape(leaves[keys]), checkpoint.values[name]
-        if may_be_missing and not fits(mapping[name], np.shape(value), shape):
+        is_resized = math.prod(np.shape(value)) != math.prod(shape)
+        if may_be_missing and is_resized and not fits(mapping[name], np.shape(value), shape):
             continue
         check_fits(name, mapping[name], np.shape(value), shape)
         record = records.get(name) or Record(checked_array(name, value), None, None, None)
@@ -91,6 +94,11 @@ def load(
         _put(fields, keys, record, lambda x, name=name, shape=shape: mapping[name].to_jax(x, shape))
     kept = {keys for name, keys in places.parameters.items() if name not in trained} & {*values}
     fresh = [keys for keys in leaves if keys not in fields["nu"] and keys not in kept]
+    if leaves and not values:
+        raise ValueError(
+            f"nothing of the checkpoint is mapped to params: it has {listed(names, 80)}, they have "
+            f"{listed([*map(shown, leaves)], 80)}; pass a mapping"
+        )
     if fresh and not may_be_missing and any(trained.values()):
         _raise_without_state(fresh, places)
     params = _with_values(params, values)
@@ -139,9 +147,11 @@ def save(
             slots = group.slots.items()
             changes.states[name] = {slot: getattr(record, field) for field, slot in slots if slot}
     if buffers is not None:
-        given = leaves_of(buffers)
+        given = {leaf_keys(path): leaf for path, leaf in tree_leaves_with_path(buffers)}
         for name, keys in places.buffers.items():
-            changes.values[name] = _buffer(name, keys, given, mapping[name], names[name])
+            is_count = not jnp.issubdtype(np.asarray(names[name]).dtype, jnp.inexact)
+            if keys in given or not is_count:  # Flax has no num_batches_tracked.
+                changes.values[name] = _buffer(name, keys, given, mapping[name], names[name])
     return changes
 
 
@@ -223,7 +233,10 @@ def _buffers(
     buffers = {}
     for name, keys in places.buffers.items():
         x, leaf = np.array(checkpoint.values[name]), mapping[name]
-        shape = tuple(leaf.reshaped(x.shape)[axis] for axis in leaf.permutation(x.ndim))
+        check_axes(name, leaf, x.shape)
+        shape = tuple(
+            leaf.reshaped(x.shape)[axis] for axis in leaf.permutation(len(leaf.reshaped(x.shape)))
+        )
         buffers[keys] = leaf.to_jax(x, shape)
     return buffers
 
@@ -236,7 +249,14 @@ def _buffer(
             f"buffers have no {shown(keys)!r}, to which {name} is mapped, only "
             f"{listed([shown(keys) for keys in given])}"
         )
-    value = checked_array(f"buffers: {shown(keys)}", given[keys])
+    value = np.asarray(given[keys])
+    if jnp.issubdtype(np.asarray(old).dtype, jnp.inexact):
+        value = checked_array(f"buffers: {shown(keys)}", value)
+    elif value.dtype.kind != np.asarray(old).dtype.kind:
+        raise TypeError(
+            f"buffers: {shown(keys)} must be of {np.asarray(old).dtype}, as {name} is, got "
+            f"{value.dtype}"
+        )
     check_fits(name, leaf, np.shape(old), value.shape)
     return leaf.from_jax(value, np.shape(old))
 

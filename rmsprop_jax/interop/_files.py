@@ -22,10 +22,11 @@ def errors_name(source: Any) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        if is_path(source) and type(error) in (ValueError, TypeError):
-            path = os.fspath(source)
-            if path not in str(error):
-                raise type(error)(f"{path}: {error}") from error
+        files = source if isinstance(source, tuple | list) else [source]
+        if all(map(is_path, files)) and type(error) in (ValueError, TypeError):
+            paths = [os.fspath(file) for file in files]
+            if not any(path in str(error) for path in paths):
+                raise type(error)(f"{', '.join(paths)}: {error}") from error
         raise
 
 
@@ -69,10 +70,12 @@ def _replace(new_files: Sequence[Path]) -> None:
         for new, target in zip(new_files, old, strict=True):
             moved.append((new.with_name(new.name + ".old"), target))
             os.replace(new, target)
-    except OSError:
+    except BaseException:
         for backup, target in moved:
             if backup.exists():
                 os.replace(backup, target)
+            elif not (backup.parent / target.name).exists():
+                target.unlink(missing_ok=True)
         raise
 
 

@@ -41,7 +41,7 @@ def read(path: Source, overrides: Mapping[str, Any] | None) -> tuple[Checkpoint,
 
 def _read(file: Any, overrides: Mapping[str, Any] | None) -> tuple[Checkpoint, Places]:
     config = _optimizer_config(file)
-    _refuse_constraints(json.loads(file.attrs["model_config"]))
+    _refuse_constraints(json.loads(file.attrs.get("model_config", "{}")))
     of_keras_3 = str(file.attrs.get("keras_version", "")).startswith("3")
     legacy = not of_keras_3 and "is_legacy_optimizer" not in config
     weights, averages = _weights(file["model_weights"]), file["optimizer_weights"]
@@ -71,7 +71,7 @@ def checkpoint_of(file: Any, places: Places, group: Any) -> Checkpoint:
         for name, keys in places.slots.items()
     }
     step = checked_step("iteration", np.asarray(file[places.step]))
-    return Checkpoint(values, states, [group], step, subtracts_momentum=True)
+    return Checkpoint(values, states, [group], step)
 
 
 def write(path: Source, places: Places, changes: Changes) -> None:

@@ -130,7 +130,7 @@ def read(live: Live, overrides: Mapping[str, Any] | None) -> Checkpoint:
         for name, slots in zip(names, live.slots, strict=True)
     }
     values = {name: _array(v) for name, v in variables.items()}
-    return Checkpoint(values, states, [options], step, subtracts_momentum=True)
+    return Checkpoint(values, states, [options], step)
 
 
 def _refuse_extras(live: Live, options: Mapping[str, Any]) -> None:

@@ -88,6 +88,9 @@ def match_names(
         return {name: by_name.get(name, Leaf(name.replace(separator, "/"))) for name in names}
     if not isinstance(mapping, Mapping):
         raise TypeError(f"mapping must be a dictionary {{name: Leaf}}, got {shortened(mapping)}")
+    for name in mapping:
+        if not isinstance(name, str):
+            raise TypeError(f"mapping: its keys must be names of the checkpoint, got {name!r}")
     found = in_checkpoint(mapping, names, separator)
     return {found.get(name, name): leaf for name, leaf in mapping.items()}
 
@@ -164,17 +167,17 @@ def check_mapping(
     places, sources, find = Places({}, {}), {}, _finder(leaves)
     for name, leaf in mapping.items():
         keys = find(name, _checked_leaf(name, leaf).path)
-        if keys is not None and keys in sources:
+        place = _keys(leaf.path) if keys is None else keys
+        if place in sources:
             raise ValueError(
-                f"mapping: {name} and {sources[keys]} are both mapped to {shown(keys)!r}; "
+                f"mapping: {name} and {sources[place]} are both mapped to {shown(place)!r}; "
                 "give each its own path"
             )
-        if keys is not None:
-            sources[keys] = name
+        sources[place] = name
         if name in names and keys is not None:
             places.parameters[name] = keys
         elif name in names and name not in trained:
-            places.buffers[name] = _keys(leaf.path)
+            places.buffers[name] = place
         elif trained.get(name) and not partial:
             raise ValueError(
                 f"{name}: params have no leaf {shown(leaf.path)!r}, only "
@@ -207,7 +210,7 @@ def _check_names(
 
 
 def _keys(path: str | Keys) -> Keys:
-    return tuple(path.split("/")) if isinstance(path, str) else tuple(path)
+    return tuple(path.split("/")) if isinstance(path, str) else tuple(map(str, path))
 
 
 def find_leaves(mapping: Mapping[str, Leaf], leaves: Iterable[Keys]) -> dict[str, Keys]:
@@ -226,7 +229,9 @@ def _finder(leaves: Iterable[Keys]) -> Callable[[str, str | Keys], Keys | None]:
     def find(name: str, path: str | Keys) -> Keys | None:
         found = joined.get(shown(path)) or joined.get(shown(path).removesuffix("/value")) or []
         if not isinstance(path, str):
-            return tuple(path) if tuple(path) in found else None
+            given = _keys(path)
+            short = given[:-1] if given[-1:] == ("value",) else given
+            return next((keys for keys in (given, short) if keys in found), None)
         if len(found) > 1:
             raise ValueError(
                 f"{name}: two leaves have one path, {path!r}: give the keys of one of them, "
@@ -261,18 +266,25 @@ def is_int_tuple(x: Any) -> bool:
 
 def check_fits(name: str, leaf: Leaf, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> None:
     """Raises unless ``leaf`` converts an array of ``shape`` to one of ``leaf_shape``."""
+    check_axes(name, leaf, shape)
+    reshaped = leaf.reshaped(shape)
+    permutation = leaf.permutation(len(reshaped))
+    if not fits(leaf, shape, leaf_shape):
+        transposed = tuple(reshaped[axis] for axis in permutation)
+        raise ValueError(
+            f"{name}: its array of shape {shape} becomes {transposed}, but the leaf at "
+            f"{shown(leaf.path)!r} has shape {leaf_shape}; change transpose or reshape of {leaf}"
+        )
+
+
+def check_axes(name: str, leaf: Leaf, shape: tuple[int, ...]) -> None:
+    """Raises unless an array of ``shape`` can be reshaped and transposed as ``leaf`` says."""
     reshaped = leaf.reshaped(shape)
     permutation = leaf.permutation(len(reshaped))
     if math.prod(reshaped) != math.prod(shape) or sorted(permutation) != [*range(len(reshaped))]:
         raise ValueError(
             f"{name}: {leaf} does not fit an array of shape {shape}; reshape must keep its size, "
             "and transpose must name each axis once"
-        )
-    if not fits(leaf, shape, leaf_shape):
-        transposed = tuple(reshaped[axis] for axis in permutation)
-        raise ValueError(
-            f"{name}: its array of shape {shape} becomes {transposed}, but the leaf at "
-            f"{shown(leaf.path)!r} has shape {leaf_shape}; change transpose or reshape of {leaf}"
         )
 
 
@@ -321,16 +333,19 @@ def leaf_keys(path: KeyPath) -> Keys:
 
 def shown(path: str | Keys) -> str:
     """A leaf's path for people: its keys, joined by ``/``."""
-    return path if isinstance(path, str) else "/".join(path)
+    return path if isinstance(path, str) else "/".join(map(str, path))
 
 
 def nested(arrays: Mapping[Keys, Any]) -> dict[str, Any]:
     """A nested dictionary of arrays, from their keys."""
     tree: dict[str, Any] = {}
-    for (*parents, last), array in arrays.items():
+    for keys, array in arrays.items():
+        *parents, last = keys
         branch = tree
         for key in parents:
-            branch = branch.setdefault(key, {})
+            branch = branch.setdefault(key, {}) if isinstance(branch, dict) else branch
+        if not isinstance(branch, dict) or last in branch:
+            raise ValueError(f"{shown(keys)!r} is an array's path and the beginning of another's")
         branch[last] = array
     return tree
 

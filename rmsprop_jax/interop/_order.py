@@ -1,6 +1,5 @@
 """Which parameter each entry of an optimizer's state belongs to, where it has only a number."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +19,7 @@ def names_in_order(
     mapped: Sequence[str] | None,
     *,
     from_module: bool,
+    by_file: bool = False,
 ) -> list[str]:
     """``names`` in the order of the optimizer's ``entries``.
 
@@ -34,6 +34,7 @@ def names_in_order(
       entries: The shape of each entry of the state; None if it has no arrays.
       mapped: The same names in the order of the mapping; None if there is none.
       from_module: Whether ``names`` are known to be in the module's order.
+      by_file: Whether they are known to be in an order of the file's own.
     """
     names = list(names)
     by_shape = {shapes[name]: name for name in names}
@@ -43,12 +44,10 @@ def names_in_order(
     def fits(order: Sequence[str]) -> bool:
         return all(e is None or e == shapes[n] for n, e in zip(order, entries, strict=True))
 
-    in_order_of_text = names == sorted(names) and not from_module
-    orders = [] if in_order_of_text else [names]
+    is_sorted = names == sorted(names) or by_file
+    orders = [names] if from_module or not is_sorted else []
     if mapped is not None and list(mapped) != names:
         orders.append(list(mapped))
-    elif mapped is not None and in_order_of_text and names == sorted(names, key=_natural):
-        orders.append(names)
     possible = [order for order in orders if fits(order)]
     if len(possible) == 1 or (orders and not possible):
         # Where none fits, the parameter whose shape is wrong is named when it is checked.
@@ -62,8 +61,3 @@ def names_in_order(
         "shape. Pass names=, their names in the order in which the optimizer received them, as "
         "model.named_parameters() gives it"
     )
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts "2.weight" before "10.weight"."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -79,7 +79,9 @@ def checked_array(name: str, x: Any, shape: tuple[int, ...] | None = None) -> np
 
 
 def cast(name: str, x: np.ndarray, dtype: Any) -> np.ndarray:
-    """Copies ``x`` to another floating-point dtype, which must be able to hold its values."""
+    """Copies ``x`` to another dtype of its kind, which must be able to hold its values."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return x.astype(dtype, casting="same_kind")
     if np.iscomplexobj(x) != jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
             f"{name} is {x.dtype} and cannot become {dtype}: both must be real, or both complex"

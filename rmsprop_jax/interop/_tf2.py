@@ -36,6 +36,9 @@ def read(
         and not _SLOT.fullmatch(key.removesuffix(_END))
         and jnp.issubdtype(np.asarray(x).dtype, jnp.inexact)
     }
+    for path in slots:
+        if path not in values:
+            raise ValueError(f"the checkpoint has slots of {path}, but no such variable")
     names = _names(arrays.get(_GRAPH), values, params, mapping)
     places = Places(
         {names[path]: key for path, key in values.items()},
@@ -50,9 +53,11 @@ def read(
         name: {slot: arrays[key] for slot, key in keys.items()}
         for name, keys in places.slots.items()
     }
+    if places.step not in arrays:
+        raise ValueError(f"the checkpoint has no {places.step}, the optimizer's steps")
     step = checked_step("iter", arrays[places.step])
     named = {name: np.asarray(arrays[key]) for name, key in places.values.items()}
-    return Checkpoint(named, states, [options], step, subtracts_momentum=True), places
+    return Checkpoint(named, states, [options], step), places
 
 
 def write(path: Source, places: Places, changes: Changes) -> None:

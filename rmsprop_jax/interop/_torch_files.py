@@ -35,6 +35,10 @@ class Contents(NamedTuple):
     optimizer_at: tuple[Any, ...] | None
 
 
+class ByFile(dict):
+    """Arrays in the order of their file, which is not the module's: safetensors sorts them."""
+
+
 def read(source: Any) -> Contents:
     """Finds the model and the optimizer in a dictionary, a file, a folder or a pair of files."""
     files = files_of(source)
@@ -49,6 +53,8 @@ def files_of(source: Any) -> list[str] | None:
         path = os.fspath(source)
         return _files_in(Path(path)) if os.path.isdir(path) else [path]
     if isinstance(source, tuple | list) and len(source) == 2 and all(map(is_path, source)):
+        if os.path.realpath(source[0]) == os.path.realpath(source[1]):
+            raise ValueError(f"the pair of files has {os.fspath(source[0])} twice; pass it alone")
         return [os.fspath(file) for file in source]
     return None
 
@@ -87,7 +93,7 @@ def _read_file(file: str) -> Any:
         if file.endswith(".safetensors"):
             from safetensors.torch import load_file
 
-            return load_file(file)
+            return ByFile(load_file(file))
         return torch.load(file, map_location="cpu", weights_only=True)
     except (FileNotFoundError, ImportError):
         raise
@@ -118,13 +124,19 @@ def _find(whole: Sequence[Any]) -> Contents:
     models: dict[tuple[Any, ...], Any] = {}
     optimizers: dict[tuple[Any, ...], Any] = {}
     for i, content in enumerate(whole):
-        _sort(content, (i,), models, optimizers)
+        found_models: dict[tuple[Any, ...], Any] = {}
+        found_optimizers: dict[tuple[Any, ...], Any] = {}
         if isinstance(content, Mapping):
             for key, value in content.items():
                 parts = enumerate(value) if isinstance(value, list) else [(None, value)]
                 for j, part in parts:
                     at = (i, key) if j is None else (i, key, j)
-                    _sort(part, at, models, optimizers)
+                    _sort(part, at, found_models, found_optimizers)
+        if not found_models and not found_optimizers:
+            _sort(content, (i,), found_models, found_optimizers)
+        # Of a pair, the first file has the model and the second the optimizer.
+        models |= found_models if i == 0 else {}
+        optimizers |= found_optimizers if i == len(whole) - 1 else {}
     model_at = _only(models, _MODEL_KEYS, "models")
     optimizer_at = _only(optimizers, _OPTIMIZER_KEYS, "optimizers")
     if model_at is None:

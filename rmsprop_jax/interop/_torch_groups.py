@@ -48,11 +48,13 @@ class Model(NamedTuple):
       arrays: By name.
       aliases: {name: the first name of the same tensor}; another one where weights are tied.
       from_module: Whether they are known to be in the order in which the module has them.
+      by_file: Whether they are known to be in an order of the file's own.
     """
 
     arrays: Mapping[str, np.ndarray]
     aliases: Mapping[str, str]
     from_module: bool
+    by_file: bool
 
 
 def param_groups(optimizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -140,7 +142,7 @@ def names_of(
             "order in which the optimizer received them"
         )
     else:
-        mapped = _mapped(mapping, model, params)
+        mapped = mapped_names(mapping, model, params)
         names = [name for name, x in model.arrays.items() if _is_parameter(name, x, model)]
         if len(names) != len(indices) == len(mapped):
             names = [name for name in model.arrays if name in mapped]
@@ -169,11 +171,16 @@ def _in_order(
         return order
     shapes = {name: model.arrays[name].shape for name in names}
     return names_in_order(
-        names, shapes, entries, order if is_whole else None, from_module=model.from_module
+        names,
+        shapes,
+        entries,
+        order if is_whole else None,
+        from_module=model.from_module,
+        by_file=model.by_file,
     )
 
 
-def _mapped(mapping: Mapping[str, Leaf] | None, model: Model, params: Any) -> dict[str, Any]:
+def mapped_names(mapping: Mapping[str, Leaf] | None, model: Model, params: Any) -> dict[str, Any]:
     """The names that are mapped to leaves of ``params``, in the mapping's order."""
     mapped = find_leaves(match_names(mapping, model.arrays, params, "."), leaves_of(params))
     for name in mapped:
@@ -240,12 +247,19 @@ def _overrides_of_group(i: int, groups: int, overrides: Mapping[str, Any]) -> di
 
 
 def warn_of_scheduler(groups: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]) -> None:
-    """Warns if a scheduler changed the learning rate, which then goes on as it is."""
-    if "lr" not in overrides and any("initial_lr" in group for group in groups):
-        rates = [as_python_numbers({"lr": group["lr"]})["lr"] for group in groups]
+    """Warns if a scheduler set a number of this run, which then goes on as it is."""
+    for name, marks in {
+        "lr": ("initial_lr",),
+        "momentum": ("base_momentum", "max_momentum"),
+    }.items():
+        marked = [group for group in groups if any(mark in group for mark in marks)]
+        if name in overrides or not marked:
+            continue
+        values = [as_python_numbers({name: group.get(name)})[name] for group in marked]
+        advice = "the rest of the schedule as one of Optax, or " if name == "lr" else ""
         warnings.warn(
-            f"a scheduler changed the learning rate of this run, and the checkpoint holds only its "
-            f"present value: it stays {listed(rates)[1:-1]} from now on. Pass lr=, the rest of the "
-            "schedule as one of Optax, or this number if that is what you want",
+            f"a scheduler set the {name} of this run, and the checkpoint has its present value "
+            f"alone: it stays {listed(values)[1:-1]} from now on. Pass {name}=, {advice}this number "
+            "if that is what you want",
             stacklevel=3,
         )

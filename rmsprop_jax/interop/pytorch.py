@@ -22,6 +22,7 @@ from rmsprop_jax.interop._mapping import Leaf, listed, shortened
 from rmsprop_jax.interop._state import checked_step
 from rmsprop_jax.interop._torch_groups import (
     Model,
+    mapped_names,
     names_of,
     param_groups,
     read_group,
@@ -114,7 +115,12 @@ def load(
                     f"the checkpoint has no optimizer, only a model of {listed(contents.model, 80)}"
                     '. Pass missing="fresh" to begin its averages anew'
                 )
-            checkpoint = _model_only(contents.model, dialect or "pytorch", hyperparameters)
+            model = _model(contents.model)
+            trained = [
+                name for name in mapped_names(mapping, model, params) if name in model.arrays
+            ]
+            group = read_group(dialect or "pytorch", hyperparameters, {}, trained)
+            checkpoint = Checkpoint(model.arrays, {}, [group], 0, separator=".")
         else:
             warn_of_scheduler(param_groups(contents.optimizer), hyperparameters)
             checkpoint, _ = _read(contents, params, mapping, names, dialect, hyperparameters)
@@ -169,10 +175,14 @@ def save(
         return _write(contents, index_of, changes, target)
 
 
-def _model_only(model: Mapping[str, Any], kind: str, hyperparameters: Mapping[str, Any]) -> Any:
-    values = _arrays(model)
-    group = read_group(kind, hyperparameters, {}, [*values])
-    return Checkpoint(values, {}, [group], 0, separator=".")
+def _model(state_dict: Mapping[str, Any]) -> Model:
+    return Model(
+        _arrays(state_dict),
+        _aliases(state_dict),
+        # A module marks the dictionary of its arrays so, which has their order.
+        from_module=hasattr(state_dict, "_metadata"),
+        by_file=isinstance(state_dict, _torch_files.ByFile),
+    )
 
 
 def _read(
@@ -186,9 +196,7 @@ def _read(
     """The checkpoint, and {name: index in the optimizer's state}."""
     optimizer: Any = contents.optimizer
     groups, entries = param_groups(optimizer), _entries(optimizer)
-    # A module marks the dictionary of its arrays so, which has their order.
-    from_module = hasattr(contents.model, "_metadata")
-    model = Model(_arrays(contents.model), _aliases(contents.model), from_module)
+    model = _model(contents.model)
     shapes = {index: np.shape(x["square_avg"]) for index, x in entries.items() if "square_avg" in x}
     name_of = names_of(model, groups, shapes, mapping, params, names)
     if strangers := [index for index in entries if index not in name_of]:

@@ -127,6 +127,22 @@ def test_a_pair_is_written_back(pair):
     assert optimizer.state[model.output.bias]["step"] == 9
 
 
+def test_a_pair_is_the_model_of_one_and_the_optimizer_of_the_other(pair):
+    model, optimizer, folder = pair
+    mapping = interop.pytorch.mapping_of(model)
+    other, its_optimizer = trained(steps=5)
+    files = folder / "a.pt", folder / "b.pt"
+    for file, m, o in zip(files, (model, other), (its_optimizer, optimizer), strict=True):
+        torch.save({"model": m.state_dict(), "optimizer": o.state_dict()}, file)
+    restored = interop.pytorch.load(files, params_of(), mapping)
+    assert_restored(restored, model, optimizer)
+    assert restored.step == 3
+    with pytest.raises(ValueError, match=r"has .*a\.pt twice"):
+        interop.pytorch.load((files[0], files[0]), params_of(), mapping)
+    with pytest.raises(ValueError, match=r"a\.pt, .*b\.pt: "):
+        interop.pytorch.load(files, {"x": jnp.zeros(1)}, {})
+
+
 def test_sorted_files_without_the_module_ask_for_names(tmp_path):
     """Sequential's layers of one shape: in the file, 10 comes before 2."""
     model = torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(11)))
