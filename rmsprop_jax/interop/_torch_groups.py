@@ -259,7 +259,7 @@ def warn_of_scheduler(groups: Sequence[Mapping[str, Any]], overrides: Mapping[st
         advice = "the rest of the schedule as one of Optax, or " if name == "lr" else ""
         warnings.warn(
             f"a scheduler set the {name} of this run, and the checkpoint has its present value "
-            f"alone: it stays {listed(values)[1:-1]} from now on. Pass {name}=, {advice}this number "
-            "if that is what you want",
+            f"alone: it stays {listed(values)[1:-1]} from now on. Pass {name}=, {advice}this "
+            "number if that is what you want",
             stacklevel=3,
         )
