@@ -267,6 +267,14 @@ def test_one_prefix_is_cut(prefix, mapped):
     assert [*saved["model_state_dict"]] == [prefix + name for name in model]
 
 
+def test_a_part_that_was_compiled_alone():
+    source = two_layers()
+    model = {n.replace("a.", "a._orig_mod."): w for n, w in source["model_state_dict"].items()}
+    source["model_state_dict"] = model
+    restored = interop.pytorch.load(source, TWO)
+    np.testing.assert_array_equal(nu(restored)["a"]["weight"], 1)
+
+
 def test_a_prefix_of_the_mapping_is_cut_too():
     mapping = {f"module.{x}.weight": Leaf(f"{x}/weight") for x in "ba"}
     restored = interop.pytorch.load(two_layers(), TWO, mapping)
