@@ -127,7 +127,7 @@ def run(path: Path, args: argparse.Namespace) -> tuple[Losses, float]:
     checkpoint = torch.load(path, weights_only=True)
     return (
         Losses(
-            checkpoint["losses"],
+            checkpoint.get("losses", []),
             continue_in_torch(path, args, batches),
             losses,
             continue_without_state(path, data, batches),

@@ -151,7 +151,7 @@ CASES = [
 @pytest.mark.parametrize(("wrapper", "options", "restored_as"), CASES)
 @pytest.mark.usefixtures("x64")
 def test_goes_on_here_and_back(wrapper, options, restored_as):
-    """Three steps in Optax, three here, three in Optax: as nine in Optax; [CASES 22, 25]."""
+    """Three steps in Optax, three here, three in Optax: as nine in Optax."""
     options = FREE | OPTIONS[options]
     given = to_be_given(wrapper, options)
     to_raw, from_raw = RESTORED_AS[restored_as]

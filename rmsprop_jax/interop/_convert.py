@@ -21,16 +21,15 @@ from rmsprop_jax.interop._mapping import (
     Keys,
     Leaf,
     Places,
-    check_axes,
     check_fits,
     check_mapping,
-    fits,
     leaf_keys,
     leaves_of,
     listed,
     match_names,
     nested,
     shown,
+    transposed_shape,
 )
 from rmsprop_jax.interop._records import (
     Record,
@@ -85,8 +84,7 @@ def load(
     values, fields = {}, _state.no_fields()
     for name, keys in places.parameters.items():
         shape, value = np.shape(leaves[keys]), checkpoint.values[name]
-        is_resized = math.prod(np.shape(value)) != math.prod(shape)
-        if may_be_missing and is_resized and not fits(mapping[name], np.shape(value), shape):
+        if may_be_missing and np.size(value) != math.prod(shape):
             continue
         check_fits(name, mapping[name], np.shape(value), shape)
         record = records.get(name) or Record(checked_array(name, value), None, None, None)
@@ -121,7 +119,6 @@ def save(
     state: Any,
     mapping: Mapping[str, Leaf] | None,
     *,
-    rate_name: str,
     step: int | None,
     buffers: Mapping[str, Any] | None = None,
 ) -> Changes:
@@ -130,10 +127,9 @@ def save(
     names = checkpoint.values
     mapping = match_names(mapping, names, params, checkpoint.separator)
     places = check_mapping(mapping, names, checkpoint.trained, leaves)
-    overrides = _state.options_that_count_steps(rate_name, state)
     without_step, with_step = (
         optimizer_of(groups, places, leaves)
-        for groups in (checkpoint.groups, [_with_options(g, overrides) for g in checkpoint.groups])
+        for groups in (checkpoint.groups, [_with_step(g, state) for g in checkpoint.groups])
     )
     dialect = f"dialects.{checkpoint.groups[0].dialect.__name__}"
     _state.check_state(state, params, dialect, without_step, with_step)
@@ -233,11 +229,7 @@ def _buffers(
     buffers = {}
     for name, keys in places.buffers.items():
         x, leaf = np.array(checkpoint.values[name]), mapping[name]
-        check_axes(name, leaf, x.shape)
-        shape = tuple(
-            leaf.reshaped(x.shape)[axis] for axis in leaf.permutation(len(leaf.reshaped(x.shape)))
-        )
-        buffers[keys] = leaf.to_jax(x, shape)
+        buffers[keys] = leaf.to_jax(x, transposed_shape(name, leaf, x.shape))
     return buffers
 
 
@@ -261,8 +253,11 @@ def _buffer(
     return leaf.from_jax(value, np.shape(old))
 
 
-def _with_options(group: Group, overrides: Mapping[str, Any]) -> Group:
-    return group._replace(hyperparameters={**group.hyperparameters, **overrides})
+def _with_step(group: Group, state: Any) -> Group:
+    """``group`` with an optimizer that keeps every step that ``state`` may keep."""
+    rate_name = "lr" if "lr" in group.hyperparameters else "learning_rate"
+    options = _state.options_that_count_steps(rate_name, state)
+    return group._replace(hyperparameters={**group.hyperparameters, **options})
 
 
 def _record(

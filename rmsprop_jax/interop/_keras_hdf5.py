@@ -50,9 +50,9 @@ def _read(file: Any, overrides: Mapping[str, Any] | None) -> tuple[Checkpoint, P
         owner = _owner(key, weights, of_keras_3, legacy)
         if owner is not None:
             places.slots.setdefault(owner[0], {})[owner[1]] = f"optimizer_weights/{key}"
-        elif _plain(key).rpartition("/")[2] in ("iteration", "iter"):
+        elif _without_number(key).rpartition("/")[2] in ("iteration", "iter"):
             places = places._replace(step=f"optimizer_weights/{key}")
-        elif _plain(key).rpartition("/")[2] not in _SCALARS:
+        elif _without_number(key).rpartition("/")[2] not in _SCALARS:
             raise ValueError(f"the optimizer's {key} belongs to no weight of {listed(weights)}")
     if not places.step or not places.slots:
         raise ValueError("it holds no state of RMSprop: its model had not taken a step")
@@ -120,10 +120,12 @@ def _weights(models: Any) -> dict[str, str]:
     found = {}
     for layer in models:
         for key in _names(models[layer], "weight_names"):
-            if _plain(key) in found:
-                raise ValueError(f"two weights have one path: {_plain(key)}; give each its own")
+            if _without_number(key) in found:
+                raise ValueError(
+                    f"two weights have one path: {_without_number(key)}; give each its own"
+                )
             if key not in models[layer] or models[layer][key].dtype.kind == "f":
-                found[_plain(key)] = f"{layer}/{key}"
+                found[_without_number(key)] = f"{layer}/{key}"
     return found
 
 
@@ -131,7 +133,7 @@ def _owner(
     key: str, weights: Mapping[str, str], of_keras_3: bool, legacy: bool
 ) -> tuple[str, str] | None:
     """The weight that an average is of, and its slot."""
-    name, found = _plain(key), []
+    name, found = _without_number(key), []
     for slot in _LEGACY_SLOTS if legacy else _SLOTS:
         if of_keras_3:
             flat = name.rpartition("/")[2]
@@ -145,7 +147,7 @@ def _owner(
     return max(found, key=lambda pair: len(pair[0]), default=None)
 
 
-def _plain(key: str) -> str:
+def _without_number(key: str) -> str:
     return key.removesuffix(":0")
 
 

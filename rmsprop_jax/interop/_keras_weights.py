@@ -35,30 +35,20 @@ def read(
 ) -> tuple[Checkpoint, Places]:
     """The checkpoint in a file, and where its arrays are."""
     with opened(path) as file:
-        return _read(file, params, mapping, names, overrides)
-
-
-def _read(
-    file: Any,
-    params: Any,
-    mapping: Mapping[str, Leaf] | None,
-    names: Sequence[str] | None,
-    overrides: Mapping[str, Any],
-) -> tuple[Checkpoint, Places]:
-    _check_optimizer(file)
-    keys = _named(_weights(file), names)
-    if names is None:
-        names = _in_order_of_optimizer(file, keys, params, mapping, overrides)
-    kept = [slot for slot in slots(overrides).values() if slot is not None]
-    entries = [f"{_ENTRIES}/{i}" for i in range(len(file[_ENTRIES]))]
-    first = _first_average(file, len(names), kept)
-    places = Places(keys, {name: {} for name in names}, entries[0])
-    for i, key in enumerate(entries[first:]):
-        places.slots[names[i % len(names)]][kept[i // len(names)]] = key
-    rate = {"learning_rate": float(file[entries[1]][()])} if first == 2 else {}
-    if not rate and "learning_rate" not in overrides:
-        raise ValueError("learning_rate must be given: the file does not hold it")
-    return checkpoint_of(file, places, group({}, names, {**rate, **overrides})), places
+        _check_optimizer(file)
+        keys = _named(_weights(file), names)
+        if names is None:
+            names = _in_order_of_optimizer(file, keys, params, mapping, overrides)
+        kept = [slot for slot in slots(overrides).values() if slot is not None]
+        entries = [f"{_ENTRIES}/{i}" for i in range(len(file[_ENTRIES]))]
+        first = _first_average(file, len(names), kept)
+        places = Places(keys, {name: {} for name in names}, entries[0])
+        for i, key in enumerate(entries[first:]):
+            places.slots[names[i % len(names)]][kept[i // len(names)]] = key
+        rate = {"learning_rate": float(file[entries[1]][()])} if first == 2 else {}
+        if not rate and "learning_rate" not in overrides:
+            raise ValueError("learning_rate must be given: the file does not hold it")
+        return checkpoint_of(file, places, group({}, names, {**rate, **overrides})), places
 
 
 def _check_optimizer(file: Any) -> None:

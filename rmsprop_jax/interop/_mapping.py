@@ -102,11 +102,11 @@ def in_checkpoint(given: Iterable[str], names: Collection[str], separator: str) 
     module's ``net.``, the model's name in Keras. ``_orig_mod`` of torch.compile is cut anywhere.
     """
 
-    def plain(name: str) -> str:
+    def without_compiled(name: str) -> str:
         return separator.join(part for part in name.split(separator) if part != "_orig_mod")
 
-    there = {plain(name): name for name in names}
-    asked = {name: plain(name) for name in given}
+    there = {without_compiled(name): name for name in names}
+    asked = {name: without_compiled(name) for name in given}
 
     def matches(rename: Callable[[str], str]) -> dict[str, str]:
         renamed = ((name, rename(short)) for name, short in asked.items())
@@ -266,19 +266,17 @@ def is_int_tuple(x: Any) -> bool:
 
 def check_fits(name: str, leaf: Leaf, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> None:
     """Raises unless ``leaf`` converts an array of ``shape`` to one of ``leaf_shape``."""
-    check_axes(name, leaf, shape)
-    reshaped = leaf.reshaped(shape)
-    permutation = leaf.permutation(len(reshaped))
-    if not fits(leaf, shape, leaf_shape):
-        transposed = tuple(reshaped[axis] for axis in permutation)
+    transposed = transposed_shape(name, leaf, shape)
+    merges = leaf.reshape is not None and merges_neighbours(transposed, leaf_shape)
+    if transposed != leaf_shape and not merges:
         raise ValueError(
             f"{name}: its array of shape {shape} becomes {transposed}, but the leaf at "
             f"{shown(leaf.path)!r} has shape {leaf_shape}; change transpose or reshape of {leaf}"
         )
 
 
-def check_axes(name: str, leaf: Leaf, shape: tuple[int, ...]) -> None:
-    """Raises unless an array of ``shape`` can be reshaped and transposed as ``leaf`` says."""
+def transposed_shape(name: str, leaf: Leaf, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that an array of ``shape`` has when ``leaf`` has reshaped and transposed it."""
     reshaped = leaf.reshaped(shape)
     permutation = leaf.permutation(len(reshaped))
     if math.prod(reshaped) != math.prod(shape) or sorted(permutation) != [*range(len(reshaped))]:
@@ -286,18 +284,7 @@ def check_axes(name: str, leaf: Leaf, shape: tuple[int, ...]) -> None:
             f"{name}: {leaf} does not fit an array of shape {shape}; reshape must keep its size, "
             "and transpose must name each axis once"
         )
-
-
-def fits(leaf: Leaf, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> bool:
-    """Whether ``leaf`` converts an array of ``shape`` to one of ``leaf_shape``."""
-    reshaped = leaf.reshaped(shape)
-    permutation = leaf.permutation(len(reshaped))
-    if math.prod(reshaped) != math.prod(shape) or sorted(permutation) != [*range(len(reshaped))]:
-        return False
-    transposed = tuple(reshaped[axis] for axis in permutation)
-    if leaf.reshape is None:
-        return transposed == leaf_shape
-    return transposed == leaf_shape or merges_neighbours(transposed, leaf_shape)
+    return tuple(reshaped[axis] for axis in permutation)
 
 
 def merges_neighbours(shape: tuple[int, ...], merged: tuple[int, ...]) -> bool:

@@ -36,9 +36,8 @@ def read(
         and not _SLOT.fullmatch(key.removesuffix(_END))
         and jnp.issubdtype(np.asarray(x).dtype, jnp.inexact)
     }
-    for path in slots:
-        if path not in values:
-            raise ValueError(f"the checkpoint has slots of {path}, but no such variable")
+    if lost := [variable for variable in slots if variable not in values]:
+        raise ValueError(f"the checkpoint has slots of {listed(lost)}, but no such variables")
     names = _names(arrays.get(_GRAPH), values, params, mapping)
     places = Places(
         {names[path]: key for path, key in values.items()},

@@ -146,15 +146,7 @@ def save(
         checkpoint, write = _opened(target, params, mapping, names, None, state)
         if buffers and not checkpoint.values.keys() - checkpoint.trained:
             raise ValueError("buffers: the target has none; pass the model, not its optimizer")
-        changes = _convert.save(
-            checkpoint,
-            params,
-            state,
-            mapping,
-            rate_name="learning_rate",
-            step=step,
-            buffers=buffers,
-        )
+        changes = _convert.save(checkpoint, params, state, mapping, step=step, buffers=buffers)
         write(changes)
         return target
 

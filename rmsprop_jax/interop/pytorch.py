@@ -169,9 +169,7 @@ def save(
         if contents.optimizer is None:
             raise ValueError("target has no optimizer: give one to which the averages are written")
         checkpoint, index_of = _read(contents, params, mapping, names, dialect, {})
-        changes = _convert.save(
-            checkpoint, params, state, mapping, rate_name="lr", step=step, buffers=buffers
-        )
+        changes = _convert.save(checkpoint, params, state, mapping, step=step, buffers=buffers)
         return _write(contents, index_of, changes, target)
 
 

@@ -138,15 +138,7 @@ def save(
         checkpoint, trained = _checkpoint(variables, name, options, 0)
         if step is None and _STEP not in variables:
             step = 0
-        changes = _convert.save(
-            checkpoint,
-            params,
-            state,
-            mapping,
-            rate_name="learning_rate",
-            step=step,
-            buffers=buffers,
-        )
+        changes = _convert.save(checkpoint, params, state, mapping, step=step, buffers=buffers)
         arrays = {**changes.values}
         for variable, slots in changes.states.items():
             for slot, x in slots.items():

@@ -201,28 +201,33 @@ def torch_images(batch):
     return torch.tensor(IMAGES[batch].transpose(0, 3, 1, 2))
 
 
+def keras_network(library, optimizer_class, options):
+    """The network in Keras 3 or in tf.keras, compiled."""
+    layers = library.layers
+    model = library.Sequential(
+        [
+            layers.InputLayer((8, 8, 1)),
+            layers.Conv2D(8, 3, padding="same", activation="tanh", name="conv"),
+            layers.Flatten(),
+            layers.Dense(24, activation="tanh", name="hidden"),
+            layers.Dense(10, name="output"),
+        ],
+        name="net",
+    )
+    model.set_weights([x for layer in START.values() for x in layer.values()])
+    model.compile(
+        optimizer_class(1e-3, epsilon=1e-4, **options),
+        library.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
 class Keras:
     """A run in Keras with a live optimizer, which saves into itself."""
 
     def __init__(self, options, folder):
         self.file = folder / "run.keras"
-        self.model = keras.Sequential(
-            [
-                keras.Input((8, 8, 1)),
-                keras.layers.Conv2D(8, 3, padding="same", activation="tanh", name="conv"),
-                keras.layers.Flatten(),
-                keras.layers.Dense(24, activation="tanh", name="hidden"),
-                keras.layers.Dense(10, name="output"),
-            ],
-            name="net",
-        )
-        self.model.set_weights(
-            [START[k][part] for k in ("conv", "hidden", "output") for part in ("kernel", "bias")]
-        )
-        self.model.compile(
-            keras.optimizers.RMSprop(1e-3, epsilon=1e-4, **options),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        )
+        self.model = keras_network(keras, keras.optimizers.RMSprop, options)
         self.model.optimizer.build(self.model.trainable_variables)
 
     def train(self, batches):
@@ -280,23 +285,7 @@ class TfKeras(Keras):
 
     def __init__(self, options, folder):
         self.file = folder / "run.h5"
-        self.model = tf_keras.Sequential(
-            [
-                tf_keras.layers.InputLayer((8, 8, 1)),
-                tf_keras.layers.Conv2D(8, 3, padding="same", activation="tanh", name="conv"),
-                tf_keras.layers.Flatten(),
-                tf_keras.layers.Dense(24, activation="tanh", name="hidden"),
-                tf_keras.layers.Dense(10, name="output"),
-            ],
-            name="net",
-        )
-        self.model.set_weights(
-            [START[k][part] for k in ("conv", "hidden", "output") for part in ("kernel", "bias")]
-        )
-        self.model.compile(
-            tf_keras.optimizers.legacy.RMSprop(1e-3, epsilon=1e-4, **options),
-            tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        )
+        self.model = keras_network(tf_keras, tf_keras.optimizers.legacy.RMSprop, options)
         self.model.optimizer._create_all_weights(self.model.trainable_variables)
 
     def load(self):

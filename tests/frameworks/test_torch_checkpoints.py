@@ -137,6 +137,9 @@ def test_a_pair_is_the_model_of_one_and_the_optimizer_of_the_other(pair):
     restored = interop.pytorch.load(files, params_of(), mapping)
     assert_restored(restored, model, optimizer)
     assert restored.step == 3
+    # A second model beside that optimizer is not read.
+    restored = interop.pytorch.load((folder / "model.safetensors", files[1]), params_of(), mapping)
+    assert_restored(restored, model, optimizer)
     with pytest.raises(ValueError, match=r"has .*a\.pt twice"):
         interop.pytorch.load((files[0], files[0]), params_of(), mapping)
     with pytest.raises(ValueError, match=r"a\.pt, .*b\.pt: "):
