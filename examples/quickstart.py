@@ -1,8 +1,9 @@
 """Trains a small convolutional network on handwritten digits with RMSprop.
 
 The data are scikit-learn's bundled scans, 1797 digits of 8 x 8 pixels; nothing is
-downloaded. A third is held out. Optax's SGD, Adagrad and rprop then get the same
-network, batches and number of steps, and all four are drawn beside each other.
+downloaded. A third is held out. The network is trained in float32, and then with all in
+bfloat16, by Optax's RMSprop and by ours with one byte of state and stochastic rounding.
+Optax's SGD, Adagrad and rprop get the same network, batches and number of steps in float32.
 
 With --diagnose N, RMSprop's state is printed as a table every N steps, and its step sizes drawn.
 """
@@ -25,17 +26,18 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
-from rmsprop_jax import Diagnoses, diagnose, rmsprop
+from rmsprop_jax import Diagnoses, apply_updates, diagnose, rmsprop
 
-# Okabe and Ito's palette, and a line style each: readable without colour too.
-STYLES = {
-    "RMSprop": {"color": "#D55E00", "linestyle": "-"},
-    "SGD": {"color": "#0072B2", "linestyle": "--"},
+FLOAT32, OPTAX, OURS = "RMSprop, float32", "Optax, all bfloat16", "ours, bfloat16"
+# Colours of Okabe and Ito, and a line style each: readable without colour too.
+STYLES: dict[str, dict[str, Any]] = {
+    OURS: {"color": "#D55E00", "linewidth": 4},
+    OPTAX: {"color": "#0072B2", "linestyle": "--", "linewidth": 2},
+    FLOAT32: {"color": "black", "linewidth": 1.2},
+    "SGD": {"color": "#A0458A", "linestyle": "--"},
     "Adagrad": {"color": "#009E73", "linestyle": "-."},
     "rprop": {"color": "#555555", "linestyle": ":"},
 }
-
-
 EPS = 1e-8  # of RMSprop, inside the root; Optax's default
 
 
@@ -46,11 +48,31 @@ class Digits(NamedTuple):
     labels: jax.Array
 
 
-class History(NamedTuple):
-    """The loss of each step, and the accuracy on the held-out digits after each epoch."""
+def add(params: Any, updates: Any, _: Any) -> Any:
+    """Optax's way to add updates, rounded to nearest."""
+    return optax.apply_updates(params, updates)
 
+
+class Run(NamedTuple):
+    """An optimizer, the dtype of parameters and gradients, and what adds a step's updates."""
+
+    optimizer: optax.GradientTransformation
+    dtype: Any = jnp.float32
+    apply: Callable[[Any, Any, Any], Any] = add
+
+
+class History(NamedTuple):
+    """Bytes of a parameter and its state; of each epoch the mean loss and held-out accuracy."""
+
+    parameter_bytes: float
+    state_bytes: float
     losses: list[float]
     accuracies: list[float]
+
+    @property
+    def memory(self) -> str:
+        """In words."""
+        return f"{self.parameter_bytes:.0f} bytes + {self.state_bytes:.0f} of state"
 
 
 class Watch:
@@ -118,29 +140,37 @@ def load(seed: int) -> tuple[Digits, Digits]:
     return Digits(train_images, train_labels), Digits(test_images, test_labels)
 
 
+def compile_step(run: Run, graph: Any) -> Callable[..., tuple[Any, Any, Any, jax.Array]]:
+    """From parameters, state, batch and a count: new parameters and state, updates and loss."""
+
+    def loss_of(params: nnx.State, batch: Digits) -> jax.Array:
+        logits = nnx.merge(graph, params)(batch.images).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(
+        params: nnx.State, state: optax.OptState, batch: Digits, count: int
+    ) -> tuple[Any, optax.OptState, Any, jax.Array]:
+        loss, gradients = jax.value_and_grad(loss_of)(params, batch)
+        updates, state = run.optimizer.update(gradients, state, params)
+        return run.apply(params, updates, count), state, updates, loss
+
+    return step
+
+
 def train(
-    optimizer: optax.GradientTransformation,
+    run: Run,
     data: tuple[Digits, Digits],
     args: argparse.Namespace,
     name: str,
     watch: Watch | None = None,
 ) -> History:
     """Trains the network from the same start on the same batches, whatever the optimizer."""
-    training, held_out = data
+    training, held_out = (part._replace(images=part.images.astype(run.dtype)) for part in data)
     graph, params = nnx.split(Network(nnx.Rngs(args.seed)), nnx.Param)
-    state = optimizer.init(params)
-
-    def loss_of(params: nnx.State, batch: Digits) -> jax.Array:
-        logits = nnx.merge(graph, params)(batch.images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(
-        params: nnx.State, state: optax.OptState, batch: Digits
-    ) -> tuple[Any, optax.OptState, Any, jax.Array]:
-        loss, gradients = jax.value_and_grad(loss_of)(params, batch)
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, updates, loss
+    params = jax.tree.map(lambda p: p.astype(run.dtype), params)
+    state = run.optimizer.init(params)
+    step = compile_step(run, graph)
 
     @jax.jit
     def accuracy(params: nnx.State) -> jax.Array:
@@ -148,23 +178,30 @@ def train(
         return (logits.argmax(axis=-1) == held_out.labels).mean()
 
     rng = np.random.default_rng(args.seed)
-    history = History([], [])
-    with tqdm(range(args.epochs), desc=f"{name:8}", unit="epoch") as bar:
+    elements = sum(leaf.size for leaf in jax.tree.leaves(params))
+    history = History(size_of(params) / elements, size_of(state) / elements, [], [])
+    taken = 0
+    with tqdm(range(args.epochs), desc=f"{name:19}", unit="epoch") as bar:
         for _ in bar:
             losses = []
             for chosen in epoch_batches(rng, len(training.labels), args.batch_size):
                 batch = Digits(training.images[chosen], training.labels[chosen])
-                params, state, updates, loss = step(params, state, batch)
+                params, state, updates, loss = step(params, state, batch, taken)
                 losses.append(loss)
-                taken = len(history.losses) + len(losses)
+                taken += 1
                 if watch is not None and taken % watch.every == 0:
                     watch(taken, jax.jit(diagnose)(state, params, updates))
-            history.losses.extend(float(loss) for loss in losses)
+            history.losses.append(float(np.mean(losses)))
             history.accuracies.append(float(accuracy(params)))
             bar.set_postfix(
-                loss=f"{history.losses[-1]:.4f}", accuracy=f"{history.accuracies[-1]:.1%}"
+                loss=f"{history.losses[-1]:.1e}", accuracy=f"{history.accuracies[-1]:.1%}"
             )
     return history
+
+
+def size_of(tree: Any) -> int:
+    """The bytes of all arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def epoch_batches(rng: np.random.Generator, size: int, batch_size: int) -> list[np.ndarray]:
@@ -172,46 +209,64 @@ def epoch_batches(rng: np.random.Generator, size: int, batch_size: int) -> list[
     return np.split(rng.permutation(size)[: size // batch_size * batch_size], size // batch_size)
 
 
-def optimizers(args: argparse.Namespace, steps: int) -> dict[str, optax.GradientTransformation]:
-    """RMSprop, and three of Optax's, at learning rates chosen by hand.
+def runs(args: argparse.Namespace, steps: int) -> dict[str, Run]:
+    """RMSprop three times, and three others of Optax's, at learning rates chosen by hand.
 
     rprop sets its own step sizes, so it has neither schedule nor clipping.
     """
 
-    def clipped(make: Callable[..., Any], learning_rate: float) -> Any:
+    def clipped(make: Callable[..., Any], learning_rate: float, **options: Any) -> Any:
         schedule = optax.cosine_decay_schedule(learning_rate, steps)
-        return optax.chain(optax.clip_by_global_norm(1.0), make(schedule))
+        return optax.chain(optax.clip_by_global_norm(1.0), make(schedule, **options))
 
+    def with_flags(make: Callable[..., Any], **options: Any) -> Any:
+        return clipped(make, args.learning_rate, decay=args.decay, eps=EPS, **options)
+
+    one_byte = with_flags(rmsprop, accumulator_dtype="float8_e5m2")
     return {
-        "RMSprop": clipped(partial(rmsprop, decay=args.decay, eps=EPS), args.learning_rate),
-        "SGD": clipped(optax.sgd, 0.3),
-        "Adagrad": clipped(optax.adagrad, 0.1),
-        "rprop": optax.rprop(1e-2),
+        FLOAT32: Run(with_flags(rmsprop)),
+        OPTAX: Run(with_flags(optax.rmsprop), jnp.bfloat16),
+        OURS: Run(one_byte, jnp.bfloat16, apply_updates),
+        "SGD": Run(clipped(optax.sgd, 0.3)),
+        "Adagrad": Run(clipped(optax.adagrad, 0.1)),
+        "rprop": Run(optax.rprop(1e-2)),
     }
 
 
 def draw(histories: dict[str, History], path: Path) -> None:
-    """Training loss by step and held-out accuracy by epoch."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, history in histories.items():
-        steps_per_epoch = len(history.losses) // len(history.accuracies)
-        epochs = np.arange(1, len(history.accuracies) + 1)
-        mean_loss = np.reshape(history.losses, (-1, steps_per_epoch)).mean(axis=1)
-        left.plot(epochs, mean_loss, label=name, **STYLES[name])
-        right.plot(epochs, np.array(history.accuracies) * 100, label=name, **STYLES[name])
-    left.set(
-        xlabel="epoch", ylabel="cross-entropy, mean of the epoch", yscale="log",
-        title="training loss",
-    )  # fmt: skip
-    right.set(xlabel="epoch", ylabel="%", title="accuracy on held-out digits", ylim=(80, 100.5))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    right.legend(loc="lower right")
-    figure.suptitle(
-        "A small convolutional network on handwritten digits: one budget, four optimizers"
+    """RMSprop in float32 and in bfloat16; beside it, four optimizers in float32."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9.5, 4.2), width_ratios=(3, 2), layout="constrained"
     )
-    figure.savefig(path, dpi=120)
+    draw_losses(left, {name: histories[name] for name in (OPTAX, OURS, FLOAT32)}, memory=True)
+    optax_end, our_end, end = (histories[name].losses[-1] for name in (OPTAX, OURS, FLOAT32))
+    left.set_title(
+        f"In bfloat16 Optax ends at {optax_end / end:.1f} times float32's loss, "
+        f"ours at {our_end / end:.1f}",
+        loc="left",
+    )
+    left.set_ylabel("training loss, mean of the epoch")
+    draw_losses(right, {name: x for name, x in histories.items() if name not in (OPTAX, OURS)})
+    right.set_title("Four optimizers in float32", loc="left")
+    figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def draw_losses(axes: Any, histories: dict[str, History], *, memory: bool = False) -> None:
+    """Lines with their names at the right, as high as they end or below the one before."""
+    for name, history in histories.items():
+        axes.plot(range(1, len(history.losses) + 1), history.losses, **STYLES[name])
+    losses = [loss for history in histories.values() for loss in history.losses]
+    axes.set(xlabel="epoch", yscale="log", ylim=(min(losses) / 5, max(losses) * 2))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    to_height = (axes.transScale + axes.transLimits).transform
+    height, spacing = np.inf, 0.13 if memory else 0.07
+    for name, history in sorted(histories.items(), key=lambda item: -item[1].losses[-1]):
+        label = f"{name}\n{history.memory}" if memory else name.removesuffix(", float32")
+        height = min(to_height((1, history.losses[-1]))[1] - 0.03, height - spacing)
+        color = STYLES[name]["color"]
+        axes.text(1.02, height, label, transform=axes.transAxes, color=color, va="bottom")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -257,8 +312,8 @@ def main() -> None:
     if args.diagnose is not None:
         watch = Watch(args.diagnose, optax.cosine_decay_schedule(args.learning_rate, steps))
     histories = {
-        name: train(optimizer, data, args, name, watch if name == "RMSprop" else None)
-        for name, optimizer in optimizers(args, steps).items()
+        name: train(run, data, args, name, watch if name == FLOAT32 else None)
+        for name, run in runs(args, steps).items()
     }
     draw(histories, args.output)
     if watch is not None and watch.steps:
@@ -266,12 +321,14 @@ def main() -> None:
         watch.draw(path)
         print(f"RMSprop's step sizes are drawn in {path}")
     for name, history in histories.items():
-        print(f"{name:8} test accuracy {history.accuracies[-1]:.1%}")
-    accuracy = histories["RMSprop"].accuracies[-1]
+        print(
+            f"{name:19} loss {history.losses[-1]:.2e}, test accuracy {history.accuracies[-1]:.1%}, "
+            f"{history.memory} per parameter"
+        )
     print(
-        f"RMSprop: test accuracy {accuracy:.1%} on {len(data[1].labels)} held-out digits; "
-        f"{jax.devices()[0].device_kind}, {time.perf_counter() - began:.0f} s for all four; "
-        f"picture in {args.output}"
+        f"RMSprop: test accuracy {histories[FLOAT32].accuracies[-1]:.1%} on "
+        f"{len(data[1].labels)} held-out digits; {jax.devices()[0].device_kind}, "
+        f"{time.perf_counter() - began:.0f} s for all six; picture in {args.output}"
     )
 
 

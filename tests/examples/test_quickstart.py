@@ -71,6 +71,10 @@ def test_short_run(tmp_path):
     lines = result.stdout.splitlines()
     parts = ("test accuracy", "599 held-out", " s for all", ".png")
     assert all(part in lines[-1] for part in parts)
+    memory = [line.rsplit("%, ")[-1] for line in lines[-7:-4]]
+    assert memory == [
+        f"{held} of state per parameter" for held in ("4 bytes + 4", "2 bytes + 2", "2 bytes + 1")
+    ]
     assert matplotlib.image.imread(tmp_path / "quickstart.png").std() > 0.05
     assert [line for line in lines if line.startswith("step ")] == ["step 30"]
     assert sum(line.startswith("hidden/kernel ") for line in lines) == 1
