@@ -61,7 +61,7 @@ def torch_checkpoint(**options):
 
 
 def two_groups():
-    """The bias comes first, with other hyperparameters."""
+    """The bias comes first, with different hyperparameters."""
     checkpoint = torch_checkpoint()
     optimizer = checkpoint["optimizer_state_dict"]
     optimizer["param_groups"] = [
@@ -97,7 +97,7 @@ def assert_trees_close(trees, rtol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), *trees)
 
 
-def test_torch_arrays_come_to_their_leaves():
+def test_torch_arrays_reach_their_leaves():
     checkpoint = torch_checkpoint()
     restored = interop.pytorch.load(checkpoint, PARAMS, TORCH_MAPPING)
     model, state = checkpoint["model_state_dict"], checkpoint["optimizer_state_dict"]["state"]
@@ -190,7 +190,7 @@ def test_torch_groups_there_and_back():
             np.testing.assert_allclose(back[name], x, rtol=1e-6)
 
 
-def test_torch_groups_may_each_have_their_own():
+def test_torch_groups_may_each_have_their_own_rate():
     names, rates = ["dense.bias", "dense.weight"], [lambda _: 0.5, 0.25]
     restored = interop.pytorch.load(
         two_groups(), PARAMS, TORCH_MAPPING, names=names, lr=rates, eps=1.0
@@ -238,7 +238,7 @@ def test_torch_complex_parameters_are_two_real_ones():
         np.testing.assert_allclose(x, slots_[name], rtol=1e-6)
 
 
-def test_variance_is_taken_in_float64_and_not_below_zero():
+def test_variance_is_computed_in_float64_and_clipped_at_zero():
     mean = np.array([1000.1, 1000.1], np.float32)
     square = mean**2 + np.array([1.0, -1.0], np.float32)
     checkpoint = {
@@ -266,7 +266,7 @@ def test_torch_old_checkpoints_lack_hyperparameters():
 
 
 @pytest.mark.parametrize("steps", [(7, 5), (5, 7)])
-def test_torch_step_is_the_most_that_any_parameter_has(steps):
+def test_torch_step_is_the_largest_of_any_parameter(steps):
     checkpoint = torch_checkpoint()
     for i, step in enumerate(steps):
         checkpoint["optimizer_state_dict"]["state"][i]["step"] = step
@@ -303,7 +303,7 @@ def test_saved_arrays_have_the_dtypes_of_the_target():
 
 
 def test_optax_complex_parameters():
-    """Optax averages |g|^2 of them, and keeps it with an imaginary part of zero."""
+    """Optax averages their |g|^2, and keeps it with an imaginary part of zero."""
     options = FREE | {"centered": True, "momentum": 0.9}
     params = {"w": jnp.asarray(normal(4) + 1j * normal(4))}
     gradients = [{"w": jnp.asarray(normal(4) + 1j * normal(4))} for _ in range(8)]
@@ -323,7 +323,7 @@ def test_optax_complex_parameters():
     assert_trees_close((back, expected_state), rtol=1e-4)
 
 
-def test_leaves_may_be_attributes_of_the_names_of_parts():
+def test_leaves_may_be_attributes_named_real_and_imaginary():
     class Parts(NamedTuple):
         real: jax.Array
         imaginary: jax.Array
@@ -335,7 +335,7 @@ def test_leaves_may_be_attributes_of_the_names_of_parts():
     assert_equal_trees(field(restored.state, "nu"), field(state, "nu"))
 
 
-def test_a_schedule_goes_on_where_the_run_stands():
+def test_a_schedule_continues_at_the_step_of_the_run():
     def schedule(step):
         return 0.1 * 0.5**step
 
@@ -369,7 +369,7 @@ LOW_PRECISION = [("bfloat16", 0.01), ("float8_e5m2", 0.15)]
 @pytest.mark.parametrize(("dtype", "rtol"), LOW_PRECISION)
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("schedule", [False, True])
-def test_torch_goes_on_in_low_precision_and_back(schedule, centered, dtype, rtol):
+def test_torch_continues_in_low_precision_and_back(schedule, centered, dtype, rtol):
     checkpoint = torch_checkpoint(centered=centered)
     rate = {"lr": lambda _: 0.01} if schedule else {}
     restored = interop.pytorch.load(
@@ -385,7 +385,7 @@ def test_torch_goes_on_in_low_precision_and_back(schedule, centered, dtype, rtol
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), LOW_PRECISION)
-def test_tensorflow_goes_on_in_low_precision_and_back(dtype, rtol):
+def test_tensorflow_continues_in_low_precision_and_back(dtype, rtol):
     checkpoint = tensorflow_checkpoint()
     options = {"learning_rate": 0.01, "momentum": 0.9, "accumulator_dtype": dtype}
     restored = interop.tensorflow_v1.load(checkpoint, PARAMS, **options)
@@ -394,7 +394,7 @@ def test_tensorflow_goes_on_in_low_precision_and_back(dtype, rtol):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), LOW_PRECISION)
-def test_optax_goes_on_in_low_precision_and_back(dtype, rtol):
+def test_optax_continues_in_low_precision_and_back(dtype, rtol):
     options = {"learning_rate": 0.01, "momentum": 0.9, "bias_correction": True}
     theirs = optax.rmsprop(**options)
     params = jax.tree.map(jnp.ones_like, PARAMS)
@@ -452,15 +452,15 @@ OPTAX_OPTIONS = [
 
 @pytest.mark.parametrize("name", ["RMSProp", "own"])
 def test_tensorflow_slots_in_the_optimizers_scope(name):
-    plain = tensorflow_checkpoint()
+    unscoped = tensorflow_checkpoint()
     scoped = {
         f"train/{key}".replace("RMSProp", name) if "RMSProp" in key else key: x
-        for key, x in plain.items()
+        for key, x in unscoped.items()
     }
     restored = interop.tensorflow_v1.load(
         scoped, PARAMS, name=name, learning_rate=0.1, momentum=0.9
     )
-    expected = interop.tensorflow_v1.load(plain, PARAMS, learning_rate=0.1, momentum=0.9)
+    expected = interop.tensorflow_v1.load(unscoped, PARAMS, learning_rate=0.1, momentum=0.9)
     assert_equal_trees((restored.params, restored.state), (expected.params, expected.state))
     saved = interop.tensorflow_v1.save(scoped, restored.params, restored.state, name=name, step=7)
     assert_trees_close((saved, scoped))
@@ -469,8 +469,8 @@ def test_tensorflow_slots_in_the_optimizers_scope(name):
 @pytest.mark.parametrize("schedule", [False, True])
 @pytest.mark.parametrize("options", OPTAX_OPTIONS, ids=str)
 @pytest.mark.usefixtures("x64")
-def test_optax_goes_on_here_and_back(options, schedule):
-    """Ten steps in Optax, ten here, ten in Optax: as thirty in Optax. Exact, so in float64."""
+def test_optax_continues_here_and_back(options, schedule):
+    """Ten steps in Optax, ten here, ten in Optax equal thirty in Optax. In float64, to be exact."""
     rate = (lambda count: 0.01 * 0.9**count) if schedule else 0.01
     options = options | {"learning_rate": rate, "eps": 1e-3}
     gradients, params = problem(seed=3, steps=30, smallest=1e-2)
@@ -505,7 +505,7 @@ def test_optax_before_the_first_step(options):
     assert_equal_trees(back, theirs.init(PARAMS))
 
 
-def test_parameters_may_be_named_as_fields_of_a_state():
+def test_parameters_may_have_the_names_of_state_fields():
     like = {"nu": {"count": jnp.zeros(2), "real": jnp.zeros((2, 3))}}
     checkpoint = {
         "model_state_dict": {"nu.count": normal(2), "nu.real": normal(2, 3)},
@@ -521,7 +521,7 @@ def test_parameters_may_be_named_as_fields_of_a_state():
     assert_equal_trees(trace["nu"]["count"], state[0]["momentum_buffer"])
 
 
-def test_reshape_is_what_a_dense_layer_behind_an_image_needs():
+def test_reshape_converts_a_dense_layer_after_an_image():
     image, weight = normal(4, 3, 2), normal(5, 4 * 3 * 2)  # channels, height, width
     leaf = Leaf("kernel", transpose=(2, 3, 1, 0), reshape=(5, 4, 3, 2))
     kernel = leaf.to_jax(weight, (3 * 2 * 4, 5))
@@ -540,7 +540,7 @@ def test_no_framework_is_imported():
 
 
 def broken(change, **options):
-    """A torch checkpoint after ``change``, which gets it and the state of dense.weight."""
+    """A torch checkpoint after ``change``, which receives it and the state of dense.weight."""
     checkpoint = torch_checkpoint(**options)
     change(checkpoint, checkpoint["optimizer_state_dict"]["state"][0])
     return checkpoint
@@ -685,7 +685,7 @@ BAD = {
         ValueError,
         ["the mapping has no 'dense.weight'"],
     ),
-    "mapping with a strange parameter": (
+    "mapping with an unknown parameter": (
         lambda: load_torch(torch_checkpoint(), mapping=TORCH_MAPPING | {"x": Leaf("dense/x")}),
         ValueError,
         ["'x'", "dense.weight"],
@@ -705,14 +705,14 @@ BAD = {
         TypeError,
         ["momentum"],
     ),
-    "two to one leaf": (
+    "two arrays for one leaf": (
         lambda: load_torch(
             torch_checkpoint(), mapping=TORCH_MAPPING | {"dense.bias": Leaf("dense/kernel")}
         ),
         ValueError,
         ["dense.bias", "dense.weight", "dense/kernel"],
     ),
-    "a parameter from nowhere": (
+    "a leaf that nothing is mapped to": (
         lambda: load_torch(torch_checkpoint(), params=PARAMS | {"new": jnp.zeros(1)}),
         ValueError,
         ["params", "'new'"],
@@ -724,7 +724,7 @@ BAD = {
         ValueError,
         ["dense.weight", "(2, 3)", "(3, 2)", "dense/kernel"],
     ),
-    "transpose that is none": (
+    "transpose that is not a permutation": (
         lambda: load_torch(
             torch_checkpoint(),
             mapping=TORCH_MAPPING | {"dense.weight": Leaf("dense/kernel", transpose=(2, 0))},
@@ -732,7 +732,7 @@ BAD = {
         ValueError,
         ["dense.weight", "(2, 0)", "(2, 3)"],
     ),
-    "reshape that is flattened otherwise": (
+    "reshape that is flattened differently": (
         with_leaf(Leaf("dense/kernel", transpose=(0, 2, 1), reshape=(2, 3, 1))),
         ValueError,
         ["dense.weight", "(2, 1, 3)", "(3, 2)"],
@@ -742,10 +742,10 @@ BAD = {
         ValueError,
         ["dense.weight", "(2, 4)", "(2, 3)"],
     ),
-    "two leaves of one path": (
+    "two leaves with the same path": (
         lambda: load_torch(torch_checkpoint(), params=PARAMS | {"dense/bias": jnp.zeros(2)}),
         ValueError,
-        ["two leaves have one path", "dense/bias"],
+        ["two leaves have the same path", "dense/bias"],
     ),
     "a name twice": (
         lambda: load_torch(two_groups(), names=["dense.bias", "dense.bias"]),
@@ -880,7 +880,7 @@ BAD = {
         TypeError,
         ["tensorflow_v1()", "'lr'"],
     ),
-    "optax: state of other options": (
+    "optax: state with other options": (
         lambda: interop.optax.load(optax.rmsprop(0.1).init(PARAMS), PARAMS, **FREE, momentum=0.9),
         ValueError,
         ["source", "trace"],
@@ -897,7 +897,7 @@ BAD = {
         ValueError,
         ["nu of dense/", "negative"],
     ),
-    "optax: target of other options": (
+    "optax: target with other options": (
         lambda: interop.optax.save(
             optax.rmsprop(**FREE, momentum=0.9).init(PARAMS),
             PARAMS,
@@ -907,7 +907,7 @@ BAD = {
         ValueError,
         ["target"],
     ),
-    "corrected averages for TensorFlow": (
+    "tensorflow: bias-corrected averages": (
         lambda: interop.tensorflow_v1.save(
             tensorflow_checkpoint(centered=True),
             PARAMS,

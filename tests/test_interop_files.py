@@ -1,4 +1,4 @@
-"""Files are replaced as a whole or not at all: `interop` writes all formats this way."""
+"""Files are replaced as a whole or not at all, in every format of `interop`."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ def write_all(files, text):
 
 @pytest.fixture
 def files(tmp_path):
-    """Two files, as TensorFlow's `.index` and `.data` are."""
+    """Two files, like TensorFlow's `.index` and `.data`."""
     paths = [tmp_path / "run.index", tmp_path / "run.data"]
     for path in paths:
         path.write_text("old")
@@ -38,13 +38,13 @@ def test_files_are_replaced(files):
     assert_all(files, "new")
 
 
-def test_files_that_were_not_there_are_made(tmp_path):
+def test_new_files_are_created(tmp_path):
     new = [tmp_path / "a", tmp_path / "b"]
     write_all(new, "new")
     assert_all(new, "new")
 
 
-def test_a_file_written_beside_comes_along(files):
+def test_a_file_written_beside_is_moved_too(files):
     """TensorFlow is given one path, and writes two files."""
     with _files.replacing(files[0]) as [index]:
         index.write_text("new")
@@ -53,13 +53,13 @@ def test_a_file_written_beside_comes_along(files):
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o664, 0o640])
-def test_the_mode_stays(files, mode):
+def test_the_mode_is_kept(files, mode):
     files[0].chmod(mode)
     write_all(files, "new")
     assert stat.S_IMODE(files[0].stat().st_mode) == mode
 
 
-def test_a_symbolic_link_stays_one_and_what_it_leads_to_is_new(files, tmp_path):
+def test_a_symbolic_link_stays_one_and_its_target_is_replaced(files, tmp_path):
     (tmp_path / "links").mkdir()
     link = tmp_path / "links" / "latest.pt"
     link.symlink_to(files[0])
@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_the_old_files(files, error):
 
 @pytest.mark.parametrize("moved", [0, 1])
 def test_a_disk_that_fails_between_two_files_loses_neither(files, moved, monkeypatch):
-    """The second file cannot be moved into place: the first is put back."""
+    """If the second file cannot be moved into place, the first is put back."""
     replace, calls = os.replace, []
 
     def fail(source, target):
@@ -99,8 +99,8 @@ def test_a_disk_that_fails_between_two_files_loses_neither(files, moved, monkeyp
     assert_all(files, "old")
 
 
-def test_a_file_that_was_not_there_is_gone_again(tmp_path, monkeypatch):
-    """Interrupted between two new files: neither stays."""
+def test_a_new_file_is_removed_again(tmp_path, monkeypatch):
+    """After an interrupt between two new files, neither stays."""
     replace, new = os.replace, [tmp_path / "run.data", tmp_path / "run.index"]
 
     def interrupt(source, target):
@@ -124,12 +124,12 @@ def test_a_file_system_without_links(files, monkeypatch):
     assert_all(files, "new")
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match=r"missing/run\.pt could not be written"):
         write_all([tmp_path / "missing" / "run.pt"], "new")
 
 
-def test_a_folder_that_is_read_only_leaves_the_old_files(files, monkeypatch):
+def test_a_read_only_folder_leaves_the_old_files(files, monkeypatch):
     def read_only(*arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
 

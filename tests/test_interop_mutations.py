@@ -1,7 +1,7 @@
-"""Checkpoints that something has changed: each is read right, or refused by name.
+"""Mutated checkpoints: each is read correctly, or rejected by name.
 
-`hypothesis` takes a whole checkpoint and changes one thing of it: a key is gone, an array has
-another dtype, shape or order, is NaN or negative, or is no array.
+`hypothesis` changes one thing in a complete checkpoint: a key is missing, an array has another
+dtype, shape or order, contains a NaN or a negative number, or is not an array.
 """
 
 import copy
@@ -18,7 +18,7 @@ from rmsprop_jax import interop
 from rmsprop_jax.interop import Leaf
 
 RNG = np.random.default_rng(0)
-# Two of them have one shape, so that only their names tell them apart.
+# Two have the same shape, so that only their names tell them apart.
 SHAPES = {"out.weight": (2, 3), "out.bias": (2,), "norm.weight": (2,)}
 LEAVES = {"out.weight": ("out", "w"), "out.bias": ("out", "b"), "norm.weight": ("norm", "w")}
 MAPPING = {name: Leaf("/".join(keys)) for name, keys in LEAVES.items()}
@@ -67,7 +67,7 @@ def load_tensorflow(variables):
 
 
 def torch_arrays(checkpoint):
-    """What belongs to each parameter, as torch would read it: its entry has its number."""
+    """Each parameter's arrays as torch would read them: entries are numbered like parameters."""
     model = checkpoint["model_state_dict"]
     states = checkpoint["optimizer_state_dict"]["state"]
     return {
@@ -77,7 +77,7 @@ def torch_arrays(checkpoint):
 
 
 def tensorflow_arrays(variables):
-    """The momentum has the other sign there."""
+    """Each variable's arrays; momentum has the opposite sign there."""
     found = {}
     for name in SHAPES:
         key = name.replace(".", "/")
@@ -93,7 +93,7 @@ FORMATS = {
 
 
 def paths_of(tree, path=()):
-    """Every place in nested dictionaries and lists, but for the tree itself."""
+    """Every path in nested dictionaries and lists, except the root's."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         yield (*path, key)
@@ -115,7 +115,7 @@ def replaced_by(value):
 
 
 def of_array(make):
-    """A mutation of an array; nothing else is changed."""
+    """A mutation of arrays; anything else stays."""
 
     def mutate(tree, path):
         parent, key = parent_of(tree, path), path[-1]
@@ -163,7 +163,7 @@ MUTATIONS = {
     "complex": of_array(lambda x: x.astype(complex)),
     "objects": of_array(lambda x: x.astype(object)),
     "flat": of_array(np.ravel),
-    "one axis more": of_array(lambda x: x[None]),
+    "extra axis": of_array(lambda x: x[None]),
     "transposed": of_array(lambda x: np.array(x.T)),
     "shorter": of_array(lambda x: x[:-1]),
     "None": replaced_by(None),
@@ -176,8 +176,8 @@ MUTATIONS = {
 
 
 def names_in(path):
-    """What an error may call the place: its keys, and the parameter that a number stands for."""
-    # A complex array is refused where it would become a real leaf, by the leaf's path.
+    """What an error may call ``path``: its keys, and the parameter that a number stands for."""
+    # A complex array for a real leaf is rejected by the leaf's path.
     numbers = [[*SHAPES][key] for key in path if isinstance(key, int) and key < len(SHAPES)]
     keys = [key for key in path if isinstance(key, str)]
     names = numbers + keys + [key.partition("/RMSProp")[0] for key in keys]
@@ -189,22 +189,22 @@ def names_in(path):
 @pytest.mark.parametrize("kind", FORMATS)
 @given(data=st.data())
 @settings(max_examples=400, deadline=None)
-def test_read_right_or_refused_by_name(kind, data):
-    whole, load, arrays_of = FORMATS[kind]
-    path = data.draw(st.sampled_from([*paths_of(whole)]))
+def test_read_correctly_or_rejected_by_name(kind, data):
+    original, load, arrays_of = FORMATS[kind]
+    path = data.draw(st.sampled_from([*paths_of(original)]))
     mutation = data.draw(st.sampled_from([*MUTATIONS]))
-    checkpoint = copy.deepcopy(whole)
+    checkpoint = copy.deepcopy(original)
     MUTATIONS[mutation](checkpoint, path)
     given_ = copy.deepcopy(checkpoint)
-    restored, refusal = None, ""
+    restored, message = None, ""
     try:
         restored = load(checkpoint)
     except (ValueError, TypeError) as error:
-        refusal = str(error)
+        message = str(error)
     if restored is None:
-        assert any(name in refusal for name in names_in(path)), (mutation, path, refusal)
-        assert len(refusal) < 500
-    elif restored.fresh:  # An empty state is that before the first step.
+        assert any(name in message for name in names_in(path)), (mutation, path, message)
+        assert len(message) < 500
+    elif restored.fresh:  # An empty state is one before the first step.
         assert checkpoint["optimizer_state_dict"]["state"] == {}
         assert restored.step == 0
     else:
@@ -216,5 +216,5 @@ def test_read_right_or_refused_by_name(kind, data):
             np.testing.assert_allclose(leaves["trace"][a][b], momentum, rtol=1e-3)
             assert all(np.isfinite(x[a][b]).all() for x in leaves.values())
         assert restored.step in (0, 5, None)
-    # The caller's dictionary is as it was.
+    # The caller's dictionary is unchanged.
     assert jax.tree.structure(checkpoint) == jax.tree.structure(given_)

@@ -1,4 +1,4 @@
-"""`interop.optax`: the state of ``optax.rmsprop``, whatever stands around it."""
+"""`interop.optax`: the state of ``optax.rmsprop``, inside any wrapper."""
 
 import itertools
 
@@ -45,7 +45,7 @@ FREE = {"learning_rate": 0.1}
 
 
 def gradients(step, params=PARAMS):
-    """Of another size and sign at each step."""
+    """Gradients of a different size and sign at each step."""
     return jax.tree.map(
         lambda p: jnp.cos(1.3 * step + jnp.arange(p.size) - 1).reshape(p.shape) * (step + 0.5),
         params,
@@ -71,7 +71,7 @@ def assert_same(a, b):
         assert x is y
 
 
-# What may stand around optax.rmsprop, as a function of its arguments.
+# Wrappers around optax.rmsprop, as functions of its arguments.
 
 WRAPPERS = {
     "alone": lambda **options: optax.rmsprop(**options),
@@ -92,8 +92,8 @@ def partition(optimizer, labels=LABELS):
     return optax.partition({"rest": optax.set_to_zero(), "rms": optimizer}, labels)
 
 
-def going_on(wrapper, state, restored):
-    """The optimizer and the state to go on with: a partition is put around again."""
+def to_continue(wrapper, state, restored):
+    """The optimizer and the state to continue with: a partition is put around them again."""
     if wrapper not in ("partition", "prefix"):
         return restored.optimizer, restored.state
     labels = PREFIX_LABELS if wrapper == "prefix" else LABELS
@@ -109,7 +109,7 @@ def to_be_given(wrapper, options):
 
 
 def as_lists(node):
-    """Every plain tuple as a list, as pickles by hand and JSON have it; the classes stay."""
+    """Every plain tuple as a list, as in JSON and handmade pickles; named tuples stay."""
     if isinstance(node, dict):
         return {name: as_lists(child) for name, child in node.items()}
     if isinstance(node, tuple) and hasattr(node, "_fields"):
@@ -150,8 +150,8 @@ CASES = [
 
 @pytest.mark.parametrize(("wrapper", "options", "restored_as"), CASES)
 @pytest.mark.usefixtures("x64")
-def test_goes_on_here_and_back(wrapper, options, restored_as):
-    """Three steps in Optax, three here, three in Optax: as nine in Optax."""
+def test_continues_here_and_back(wrapper, options, restored_as):
+    """Three steps in Optax, three here, three in Optax equal nine in Optax."""
     options = FREE | OPTIONS[options]
     given = to_be_given(wrapper, options)
     to_raw, from_raw = RESTORED_AS[restored_as]
@@ -164,7 +164,7 @@ def test_goes_on_here_and_back(wrapper, options, restored_as):
     assert_same(restored.params, params)
     counts = callable(options["learning_rate"]) or "bias_correction" in options
     assert restored.step == (3 if counts or wrapper == "injected" else None)
-    ours, ours_state = going_on(wrapper, state, restored)
+    ours, ours_state = to_continue(wrapper, state, restored)
     params, ours_state = run(ours, restored.params, ours_state, range(3, 6))
 
     saved = interop.optax.save(raw, params, ours_state, **given)
@@ -212,7 +212,7 @@ def test_orbax_without_a_target(wrapper, options, tmp_path):
 @pytest.mark.parametrize("restored_as", ["as it is", "state", "pure dictionary", "orbax"])
 @pytest.mark.parametrize("wrapper", ["nested", "injected"])
 def test_nnx(wrapper, restored_as, tmp_path):
-    """Its states leave out what is empty; in a checkpoint each array is the value of a variable."""
+    """Its states leave out empty elements; in a checkpoint each array is a variable's value."""
     options = FREE | OPTIONS["centered"]
     given = to_be_given(wrapper, options)
     theirs = WRAPPERS[wrapper](**options)
@@ -239,12 +239,12 @@ def test_nnx(wrapper, restored_as, tmp_path):
     assert_close(interop.optax.load(saved, params, **given).state, after, rtol=1e-4)
 
 
-# What fits is handed back.
+# States that fit are returned as they are.
 
 
 @pytest.mark.parametrize("options", ["plain", "momentum", "corrected", "schedule"])
 @pytest.mark.parametrize("restored_as", RESTORED_AS)
-def test_what_fits_is_handed_back(options, restored_as):
+def test_a_state_that_fits_is_returned(options, restored_as):
     options = FREE | OPTIONS[options]
     theirs = WRAPPERS["nested"](**options)
     _, state = run(theirs, PARAMS, theirs.init(PARAMS), range(3))
@@ -260,8 +260,8 @@ def test_what_fits_is_handed_back(options, restored_as):
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float8_e5m2"])
 @pytest.mark.parametrize("centered", [False, True])
-def test_our_own_state_is_handed_back(centered, dtype):
-    """Not one code in one byte is rounded again."""
+def test_our_own_state_is_returned(centered, dtype):
+    """No 8-bit code is rounded again."""
     options = FREE | {"centered": centered, "momentum": 0.9}
     ours = optax.chain(optax.clip(1.0), rmsprop_jax.rmsprop(**options, accumulator_dtype=dtype))
     _, state = run(ours, PARAMS, ours.init(PARAMS), range(3))
@@ -315,7 +315,7 @@ def test_averages_of_complex_parameters(centered):
 @pytest.mark.parametrize("restored_as", ["as it is", "dictionary"])
 @pytest.mark.parametrize("centered", [False, True])
 def test_keys_with_slashes(centered, restored_as):
-    """Haiku's "mlp/w" is another leaf than "w" in "mlp"."""
+    """Haiku's "mlp/w" is a different leaf from "w" in "mlp"."""
     options = FREE | {"centered": centered, "momentum": 0.9, "accumulator_dtype": "bfloat16"}
     params = {"mlp/w": jnp.zeros(2), "mlp": {"w": jnp.zeros(2), "/b": jnp.zeros(2)}, "mlp/": {}}
     params["mlp/"]["b"] = jnp.zeros(2)
@@ -333,7 +333,7 @@ def test_keys_with_slashes(centered, restored_as):
     assert_close(saved, state, rtol=0.01)
 
 
-def test_parameters_named_as_the_fields_of_states():
+def test_parameters_with_the_names_of_state_fields():
     params = {"nu": {"count": jnp.ones(2), "trace": jnp.ones(1)}, "inner_state": jnp.ones(3)}
     theirs = optax.MultiSteps(optax.rmsprop(0.1, momentum=0.9, centered=True), 1)
     options = FREE | {"momentum": 0.9, "centered": True}
@@ -352,7 +352,7 @@ def injected(**options):
     return run(optimizer, PARAMS, optimizer.init(PARAMS), range(3))[1]
 
 
-def test_hyperparameters_are_read_and_those_given_win():
+def test_hyperparameters_are_read_and_given_ones_win():
     state = injected(learning_rate=0.25, decay=0.75, momentum=0.5)
     for raw in (state, as_message_pack(state)):
         restored = interop.optax.load(raw, PARAMS, eps=0.125)
@@ -372,8 +372,8 @@ def test_hyperparameters_are_read_and_those_given_win():
         assert_close(updates, alone.update(gradients(3), state.inner_state)[0], rtol=1e-5)
 
 
-def test_a_rate_changed_by_hand_goes_on_with_a_schedule():
-    """It follows the wrapper's own counter, and so does the way back."""
+def test_a_rate_changed_by_hand_can_become_a_schedule():
+    """It follows the wrapper's own counter, which is also written back."""
     state = injected(learning_rate=0.25)
     restored = interop.optax.load(state, PARAMS, learning_rate=schedule)
     assert restored.state[1].count == 3
@@ -414,12 +414,12 @@ def test_masked_leaves_stay_masked(options, labels):
     for raw in (state, as_message_pack(state), state.inner_states["rms"]):
         restored = interop.optax.load(raw, PARAMS, **options)
         assert jax.tree.structure(restored.state) == jax.tree.structure(expected)
-    # On all gradients it would have to invent an average.
+    # For all gradients it would have to invent an average.
     with pytest.raises(ValueError, match="updates"):
         restored.optimizer.update(gradients(2), restored.state, PARAMS)
 
 
-def test_params_may_be_those_that_are_trained():
+def test_params_may_be_only_the_trained_ones():
     theirs = partition(optax.rmsprop(0.1), PREFIX_LABELS)
     _, state = run(theirs, PARAMS, theirs.init(PARAMS), range(2))
     trained = {"dense": PARAMS["dense"]}
@@ -457,10 +457,10 @@ def test_leaves_that_cannot_be_trained_have_no_state():
     assert_same(restored.state, state)
 
 
-# What else is in the state.
+# Everything else in the state.
 
 
-def test_all_else_is_the_targets():
+def test_everything_else_is_the_targets():
     theirs = optax.chain(optax.ema(0.5), optax.rmsprop(0.1), optax.add_noise(0.0, 0.0, 1))
     _, target = run(theirs, PARAMS, theirs.init(PARAMS), range(2))
     before = jax.tree.map(np.array, target[1])
@@ -495,7 +495,7 @@ def test_counts_of_other_kinds(count, centered):
     assert restored.state[0].count.dtype == jnp.int32
 
 
-def test_counts_that_differ_go_on_where_nothing_is_converted():
+def test_counts_may_differ_if_nothing_is_converted():
     state = two_counts(3, 5)
     restored = interop.optax.load(state, PARAMS, learning_rate=schedule, bias_correction=True)
     assert_same(restored.state, state)
@@ -521,15 +521,15 @@ def test_float64_is_rounded_only_when_asked():
     assert restored.state[0].nu["dense"]["bias"] == np.float32(0.1)
 
 
-# What is refused.
+# Bad input.
 
 
-def changed(state, place, value):
+def changed(state, position, value):
     """The state with another value for one array of its averages."""
-    number, field, name = place
-    tree = getattr(state[number], field) | {name: value}
+    index, field, name = position
+    tree = getattr(state[index], field) | {name: value}
     parts = list(state)
-    parts[number] = parts[number]._replace(**{field: tree})
+    parts[index] = parts[index]._replace(**{field: tree})
     return tuple(parts)
 
 
@@ -548,7 +548,7 @@ def save(target, state=None, **options):
     return interop.optax.save(target, FLAT, ours if state is None else state, **FREE | options)
 
 
-REFUSED = {
+REJECTED = {
     "no RMSprop": (
         lambda: load(optax.chain(optax.clip(1.0), optax.adam(0.1)).init(FLAT)),
         ValueError,
@@ -733,17 +733,17 @@ REFUSED = {
         ValueError,
         "target: learning_rate follows a schedule",
     ),
-    "Optax's state in place of ours": (
+    "Optax's state instead of ours": (
         lambda: save(CENTERED, CENTERED, centered=True, momentum=0.9),
         ValueError,
         "state does not fit: missing .'var of a'",
     ),
-    "ours in place of Optax's": (
+    "ours instead of Optax's": (
         lambda: save(rmsprop_jax.rmsprop(0.1, centered=True).init(FLAT), centered=True),
         ValueError,
         "target does not fit: missing .'nu of a'",
     ),
-    "a state of another accumulator_dtype": (
+    "a state with another accumulator_dtype": (
         lambda: save(STATE, rmsprop_jax.rmsprop(0.1, accumulator_dtype="bfloat16").init(FLAT)),
         ValueError,
         "state does not fit.*accumulator_dtype",
@@ -773,9 +773,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused(case):
-    call, error, message = REFUSED[case]
+@pytest.mark.parametrize("case", REJECTED)
+def test_bad_input_is_rejected(case):
+    call, error, message = REJECTED[case]
     with pytest.raises(error, match=message) as raised:
         call()
     assert len(str(raised.value).splitlines()[0]) < 300

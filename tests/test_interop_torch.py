@@ -1,4 +1,4 @@
-"""torch's checkpoints as people have them, in NumPy arrays: what is read, and what is refused.
+"""torch's checkpoints as people have them, in NumPy arrays: which are read and which rejected.
 
 The cases are from public reports. With torch itself: tests/frameworks.
 """
@@ -62,12 +62,12 @@ def step_of(restored, gradient):
     return jax.tree.leaves(updates)
 
 
-# Never misread: whose RMSprop it is.
+# Never misread: which RMSprop it is.
 
 ONE_STEP = GROUP | {"momentum": 0.9}
 TIMM = {"lr_in_momentum": False, "decoupled_decay": False, "caution": False}
 TIMM_NOW = TIMM | {"corrected_weight_decay": False, "max_lr_snapshot": None, "foreach": None}
-WHOSE = {
+RULES = {
     # -lr (momentum m + g / (sqrt(v') + eps)), -lr (momentum m + g / sqrt(v' + eps)).
     "torch": ({}, {}, dialects.pytorch, 0.9 * 0.01 + 0.01 / (1e-2 + 1e-3)),
     "stable_baselines3": (
@@ -98,9 +98,9 @@ WHOSE = {
 }
 
 
-@pytest.mark.parametrize("case", WHOSE)
-def test_the_rule_of_the_run_goes_on(case):
-    keys, options, dialect, expected = WHOSE[case]
+@pytest.mark.parametrize("case", RULES)
+def test_the_run_continues_with_its_own_rule(case):
+    keys, options, dialect, expected = RULES[case]
     source = checkpoint(
         {"w": filled(1.0, (1,))},
         {0: entry(1e-4, (1,), momentum_buffer=filled(0.01, (1,)))},
@@ -117,7 +117,7 @@ def test_the_rule_of_the_run_goes_on(case):
 
 
 def eleven(names):
-    """2x2 weights whose averages are their own number; the model's dictionary has this order."""
+    """2x2 weights filled with their own number, as are their averages; the model has this order."""
     return checkpoint(
         {name: filled(float(name.split(".")[0])) for name in names},
         {i: entry(float(i)) for i in range(11)},
@@ -130,7 +130,7 @@ IN_ORDER = {name: Leaf(name.replace(".", "/")) for name in ELEVEN}
 
 
 class ModulesOwn(dict):
-    """As torch returns it from a module: with the mark of the module's order."""
+    """A dictionary from a torch module: its mark says that it has the module's order."""
 
     _metadata = {}  # noqa: RUF012
 
@@ -143,7 +143,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("case", ORDERS)
-def test_each_average_comes_to_its_own_parameter(case):
+def test_each_average_reaches_its_own_parameter(case):
     order, mapping, options = ORDERS[case]
     restored = interop.pytorch.load(eleven(order), ELEVEN_PARAMS, mapping, **options)
     for i in range(11):
@@ -152,25 +152,25 @@ def test_each_average_comes_to_its_own_parameter(case):
 
 
 @pytest.mark.parametrize("mapping", [None, {n: IN_ORDER[n] for n in sorted(ELEVEN)}])
-def test_sorted_names_are_no_proof_of_order(mapping):
+def test_sorted_names_do_not_prove_the_order(mapping):
     with pytest.raises(ValueError, match=r"order is not certain.*names="):
         interop.pytorch.load(eleven(sorted(ELEVEN)), ELEVEN_PARAMS, mapping)
 
 
-def test_natural_order_is_no_proof_either():
+def test_natural_order_does_not_prove_it_either():
     source = checkpoint(
         {"1.weight": filled(1.0), "2.weight": filled(2.0)}, {0: entry(1.0), 1: entry(2.0)}
     )
     params = {"1": {"weight": jnp.zeros((2, 2))}, "2": {"weight": jnp.zeros((2, 2))}}
     with pytest.raises(ValueError, match="names="):
         interop.pytorch.load(source, params)
-    # As a module itself has sorted them.
+    # With the module's own order.
     source["model_state_dict"] = ModulesOwn(source["model_state_dict"])
     assert nu(interop.pytorch.load(source, params))["2"]["weight"][0, 0] == 2
 
 
-def test_a_mapping_made_from_a_sorted_dictionary_is_no_second_witness():
-    """As safetensors sorts them: norm.bias before norm.weight, which the module has first."""
+def test_a_mapping_made_from_a_sorted_dictionary_does_not_prove_it_either():
+    """Sorted as in safetensors: norm.bias before norm.weight; the module has norm.weight first."""
     names = ["dense.weight", "norm.bias", "norm.weight"]
     source = checkpoint(
         {"dense.weight": filled(0.0)} | {name: filled(0.0, (2,)) for name in names[1:]},
@@ -188,7 +188,7 @@ def test_a_mapping_made_from_a_sorted_dictionary_is_no_second_witness():
     np.testing.assert_array_equal(nu(restored)["norm"]["weight"], 1)
 
 
-def test_a_mapping_in_another_order_than_the_models_is_asked_about():
+def test_a_mapping_in_a_different_order_from_the_model_asks_for_names():
     mapping = {name: IN_ORDER[name] for name in reversed(ELEVEN)}
     with pytest.raises(ValueError, match="names="):
         interop.pytorch.load(eleven(ELEVEN), ELEVEN_PARAMS, mapping)
@@ -202,14 +202,14 @@ def test_shapes_that_differ_show_the_order():
     np.testing.assert_array_equal(nu(restored)["b"]["weight"], 2)
 
 
-def test_recorded_names_come_before_the_models_order():
+def test_recorded_names_win_over_the_models_order():
     source = eleven(sorted(ELEVEN))
     source["optimizer_state_dict"]["param_groups"][0]["param_names"] = ELEVEN
     restored = interop.pytorch.load(source, ELEVEN_PARAMS)
     np.testing.assert_array_equal(nu(restored)["10"]["weight"], 10)
 
 
-# What people have: containers and prefixes.
+# Containers and prefixes in common use.
 
 CONTAINERS = {
     "torch's tutorial": lambda m, o: {"model_state_dict": m, "optimizer_state_dict": o, "epoch": 1},
@@ -246,7 +246,7 @@ def test_containers_are_read_and_written(case):
     new_model = {name: w + 1 for name, w in model.items()}
     new_states = states | {"state": {i: s | {"step": 6} for i, s in states["state"].items()}}
     expected = CONTAINERS[case](new_model, new_states)
-    if "ema" in source:  # Which is not what was trained.
+    if "ema" in source:  # Not the trained weights.
         expected["ema"] = model
     assert jax.tree.structure(saved) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, saved, expected)
@@ -257,7 +257,7 @@ PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "net.", "model.backbon
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("mapped", [False, True])
-def test_one_prefix_is_cut(prefix, mapped):
+def test_one_prefix_is_removed(prefix, mapped):
     source = two_layers()
     model = source["model_state_dict"]
     source["model_state_dict"] = {prefix + name: w for name, w in model.items()}
@@ -268,7 +268,7 @@ def test_one_prefix_is_cut(prefix, mapped):
     assert [*saved["model_state_dict"]] == [prefix + name for name in model]
 
 
-def test_a_part_that_was_compiled_alone():
+def test_a_submodule_that_was_compiled_alone():
     source = two_layers()
     model = {n.replace("a.", "a._orig_mod."): w for n, w in source["model_state_dict"].items()}
     source["model_state_dict"] = model
@@ -276,7 +276,7 @@ def test_a_part_that_was_compiled_alone():
     np.testing.assert_array_equal(nu(restored)["a"]["weight"], 1)
 
 
-def test_a_prefix_of_the_mapping_is_cut_too():
+def test_a_prefix_of_the_mapping_is_removed_too():
     mapping = {f"module.{x}.weight": Leaf(f"{x}/weight") for x in "ba"}
     restored = interop.pytorch.load(two_layers(), TWO, mapping)
     np.testing.assert_array_equal(nu(restored)["b"]["weight"], 2)
@@ -291,11 +291,11 @@ def test_two_prefixes_are_not_guessed():
         interop.pytorch.load(source, TWO)
 
 
-# Not trained.
+# Buffers and untrained parameters.
 
 
 def batch_norm():
-    """A convolution's BatchNorm in a model as torch has it."""
+    """A checkpoint of torch's BatchNorm."""
     return checkpoint(
         {
             "bn.weight": filled(1.0, (3,)),
@@ -317,7 +317,7 @@ BATCH_NORM = {
 BATCH_NORM_PARAMS = {"bn": {"scale": jnp.zeros(3), "bias": jnp.zeros(3)}}
 
 
-def test_running_statistics_are_handed_back_and_written():
+def test_running_statistics_are_returned_and_written():
     source = batch_norm()
     restored = interop.pytorch.load(source, BATCH_NORM_PARAMS, BATCH_NORM)
     assert restored.buffers.keys() == {"bn"}
@@ -337,14 +337,14 @@ def test_running_statistics_are_handed_back_and_written():
         )
 
 
-def test_buffers_are_no_parameters_without_a_mapping():
+def test_buffers_are_not_parameters_without_a_mapping():
     params = {"bn": {"weight": jnp.zeros(3), "bias": jnp.zeros(3)}}
     source = batch_norm()
     source["model_state_dict"] = ModulesOwn(source["model_state_dict"])
     restored = interop.pytorch.load(source, params)
     np.testing.assert_array_equal(nu(restored)["bn"]["bias"], 2)
     np.testing.assert_array_equal(restored.buffers["bn"]["running_mean"], 7)
-    # What was handed back can be written, the integer too.
+    # All returned buffers can be written, the integer too.
     assert restored.buffers["bn"]["num_batches_tracked"] == 4
     new = jax.tree.map(lambda x: x + 1, restored.buffers)
     saved = interop.pytorch.save(source, restored.params, restored.state, step=6, buffers=new)
@@ -355,12 +355,14 @@ def test_buffers_are_no_parameters_without_a_mapping():
     assert saved["model_state_dict"]["bn.num_batches_tracked"] == 4
     np.testing.assert_array_equal(saved["model_state_dict"]["bn.running_mean"], 8)
     new["bn"]["num_batches_tracked"] = 5.0
-    with pytest.raises(TypeError, match=r"buffers: bn/num_batches_tracked must be of int64"):
+    with pytest.raises(
+        TypeError, match=r"buffers: bn/num_batches_tracked must have the dtype.*int64"
+    ):
         interop.pytorch.save(source, restored.params, restored.state, step=6, buffers=new)
 
 
-def test_running_statistics_are_no_parameters_where_one_is_left_out():
-    """The optimizer has two parameters: the mapping's one and the one without a state."""
+def test_running_statistics_are_not_parameters_if_one_is_left_out():
+    """The optimizer has two parameters: the mapped one, and one without a state."""
     source = batch_norm()
     del source["optimizer_state_dict"]["state"][1]
     source["model_state_dict"] = ModulesOwn(source["model_state_dict"])
@@ -377,10 +379,10 @@ def test_running_statistics_of_a_model_alone():
     np.testing.assert_array_equal(restored.params["bn"]["scale"], 1)
 
 
-BUFFERS_REFUSED = {
-    "two of one path": ({"bn.running_var": Leaf("bn/mean")}, "both mapped to 'bn/mean'"),
-    "one below another": ({"bn.running_var": Leaf("bn/mean/x")}, "beginning of another's"),
-    "axes that it does not have": (
+BUFFERS_REJECTED = {
+    "two with the same path": ({"bn.running_var": Leaf("bn/mean")}, "both mapped to 'bn/mean'"),
+    "one below another": ({"bn.running_var": Leaf("bn/mean/x")}, "prefix of another's"),
+    "axes that do not exist": (
         {"bn.running_var": Leaf("bn/var", transpose=(1, 0))},
         "bn.running_var: Leaf",
     ),
@@ -388,14 +390,14 @@ BUFFERS_REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", BUFFERS_REFUSED)
+@pytest.mark.parametrize("case", BUFFERS_REJECTED)
 def test_mappings_of_buffers_are_checked(case):
-    mapping, text = BUFFERS_REFUSED[case]
+    mapping, text = BUFFERS_REJECTED[case]
     with pytest.raises(ValueError, match=text):
         interop.pytorch.load(batch_norm(), BATCH_NORM_PARAMS, BATCH_NORM | mapping)
 
 
-def test_buffers_of_one_name_in_two_layers_of_a_list():
+def test_buffers_in_a_list_of_layers():
     source = batch_norm()
     source["model_state_dict"] = {
         name.replace("bn", "0"): x for name, x in source["model_state_dict"].items()
@@ -409,7 +411,7 @@ def test_buffers_of_one_name_in_two_layers_of_a_list():
     np.testing.assert_array_equal(restored.buffers["0"]["mean"], 7)
 
 
-def test_an_empty_state_is_that_before_the_first_step():
+def test_an_empty_state_is_one_before_the_first_step():
     source = checkpoint(
         {"b.weight": filled(20.0), "a.weight": filled(10.0, (3,))}, {}, params=[0, 1]
     )
@@ -423,7 +425,7 @@ def test_an_empty_state_is_that_before_the_first_step():
 
 
 def partly_trained(**group):
-    """The layer b was frozen: the optimizer has no state of it."""
+    """The layer b was frozen: the optimizer has no state for it."""
     source = two_layers()
     source["optimizer_state_dict"] = optimizer({1: entry(1.0, (3,))}, params=[0, 1], **group)
     source["model_state_dict"] = ModulesOwn(source["model_state_dict"])
@@ -441,7 +443,7 @@ def test_parameters_without_state_begin_anew_if_asked():
     np.testing.assert_array_equal(restored.params["b"]["weight"], 20)
 
 
-def test_parameters_without_state_begin_as_the_dialect_does():
+def test_parameters_without_state_begin_like_the_dialect():
     """Averages of timm begin at one, not at zero."""
     restored = interop.pytorch.load(partly_trained(**TIMM), TWO, missing="fresh")
     np.testing.assert_array_equal(nu(restored)["b"]["weight"], 1)
@@ -461,7 +463,7 @@ def test_parameters_without_state_may_be_left_out():
 
 
 def test_a_frozen_parameter_never_moves():
-    """One that the optimizer was not given, although all others decay."""
+    """A parameter that the optimizer did not receive, although all others decay."""
     source = checkpoint(
         ModulesOwn({"a.weight": filled(10.0, (3,)), "b.weight": filled(20.0)}),
         {0: entry(1.0, (3,))},
@@ -507,9 +509,9 @@ def test_a_model_alone():
 
 
 def test_missing_does_not_hide_a_wrong_mapping():
-    """Nothing taken at all, or an axis that was not transposed, is no new layer."""
+    """Nothing mapped at all, or axes that were not transposed, are not new layers."""
     source = two_layers()["model_state_dict"]
-    with pytest.raises(ValueError, match="nothing of the checkpoint is mapped to params"):
+    with pytest.raises(ValueError, match="nothing in the checkpoint is mapped to params"):
         interop.pytorch.load(source, {"c": jnp.zeros(2)}, missing="fresh", lr=0.1)
     source = {"a": filled(1.0, (2, 3)), "b": filled(1.0)}
     params = {"a": jnp.zeros((3, 2)), "b": jnp.zeros((2, 2))}
@@ -523,10 +525,10 @@ def test_missing_is_one_of_two(value):
         interop.pytorch.load(two_layers(), TWO, missing=value)
 
 
-# Leaves are known by their keys.
+# Leaves are identified by their keys.
 
 
-def test_a_key_with_a_slash_is_another_leaf():
+def test_a_key_with_a_slash_is_a_different_leaf():
     params = {"mlp/w": jnp.zeros(2), "mlp": {"w": jnp.zeros(2)}}
     source = checkpoint(
         ModulesOwn({"one": filled(1.0, (2,)), "two": filled(2.0, (2,))}),
@@ -538,7 +540,7 @@ def test_a_key_with_a_slash_is_another_leaf():
     np.testing.assert_array_equal(nu(restored)["mlp"]["w"], 2)
     saved = interop.pytorch.save(source, restored.params, restored.state, mapping, step=6)
     np.testing.assert_array_equal(saved["optimizer_state_dict"]["state"][1]["square_avg"], 2)
-    with pytest.raises(ValueError, match=r"two: two leaves have one path, 'mlp/w'"):
+    with pytest.raises(ValueError, match=r"two: two leaves have the same path, 'mlp/w'"):
         interop.pytorch.load(source, params, mapping | {"two": Leaf("mlp/w")})
 
 
@@ -594,17 +596,19 @@ def test_a_momentum_that_a_scheduler_cycles_is_warned_about():
         interop.pytorch.load(source, TWO, lr=0.1)
 
 
-# Refused, by name.
+# Rejected, by name.
 
 
 def changed(change):
-    """A checkpoint of two layers after ``change``, which gets it, its group and its states."""
+    """A checkpoint of two layers after ``change``, which receives it, its group and its states."""
 
     def make():
         source = two_layers()
         states = source["optimizer_state_dict"]
         change(
-            SimpleNamespace(whole=source, group=states["param_groups"][0], states=states["state"])
+            SimpleNamespace(
+                checkpoint=source, group=states["param_groups"][0], states=states["state"]
+            )
         )
         return source
 
@@ -615,12 +619,12 @@ def set_step(step):
     return changed(lambda x: x.states[0].update(step=step))
 
 
-REFUSED = {
+REJECTED = {
     "key of another optimizer": (
         changed(lambda x: x.group.update(betas=(0.9, 0.99))),
         "param_groups[0] has 'betas'",
     ),
-    "key of nobody": (changed(lambda x: x.group.update(nesterov=True)), "'nesterov'"),
+    "unknown key": (changed(lambda x: x.group.update(nesterov=True)), "'nesterov'"),
     "timm's caution": (changed(lambda x: x.group.update(TIMM, caution=True)), "caution=True"),
     "timm's corrected decay": (
         changed(lambda x: x.group.update(TIMM_NOW, corrected_weight_decay=True)),
@@ -630,7 +634,7 @@ REFUSED = {
         changed(lambda x: x.states[0].update(state1=x.states[0].pop("square_avg"))),
         "b.weight has no square_avg",
     ),
-    "a slot more": (
+    "an extra slot": (
         changed(lambda x: x.states[0].update(state1=filled(1.0))),
         "b.weight has state1",
     ),
@@ -641,15 +645,15 @@ REFUSED = {
     "state is None": (changed(lambda x: x.states.update({0: None})), "state[0]"),
     "state is a list": (changed(lambda x: x.states.update({0: [1]})), "state[0]"),
     "states are a list": (
-        changed(lambda x: x.whole["optimizer_state_dict"].update(state=[])),
+        changed(lambda x: x.checkpoint["optimizer_state_dict"].update(state=[])),
         "'state' must be a dictionary",
     ),
     "groups are None": (
-        changed(lambda x: x.whole["optimizer_state_dict"].update(param_groups=None)),
+        changed(lambda x: x.checkpoint["optimizer_state_dict"].update(param_groups=None)),
         "'param_groups' must be a list",
     ),
-    "a group that is no dictionary": (
-        changed(lambda x: x.whole["optimizer_state_dict"].update(param_groups=[3])),
+    "a group that is not a dictionary": (
+        changed(lambda x: x.checkpoint["optimizer_state_dict"].update(param_groups=[3])),
         "param_groups[0] must be a dictionary",
     ),
     "a group without params": (changed(lambda x: x.group.pop("params")), "param_groups[0]"),
@@ -665,25 +669,29 @@ REFUSED = {
     "step '7'": (set_step("7"), "b.weight: step"),
     "steps": (set_step([1, 2]), "b.weight: step"),
     "two models": (
-        changed(lambda x: x.whole.update(x=x.whole.pop("model_state_dict"), y={"w": filled(1.0)})),
+        changed(
+            lambda x: x.checkpoint.update(
+                x=x.checkpoint.pop("model_state_dict"), y={"w": filled(1.0)}
+            )
+        ),
         "several models",
     ),
     "two optimizers": (
         changed(
-            lambda x: x.whole.update(
-                x=x.whole.pop("optimizer_state_dict"), y={"param_groups": [], "state": {}}
+            lambda x: x.checkpoint.update(
+                x=x.checkpoint.pop("optimizer_state_dict"), y={"param_groups": [], "state": {}}
             )
         ),
         "several optimizers",
     ),
-    "nothing": (dict, "must be a dictionary of the state_dicts"),
-    "no dictionary": (lambda: 3, "must be a dictionary of the state_dicts"),
+    "empty": (dict, "must be a dictionary of the state_dicts"),
+    "not a dictionary": (lambda: 3, "must be a dictionary of the state_dicts"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused_by_name(case):
-    make, text = REFUSED[case]
+@pytest.mark.parametrize("case", REJECTED)
+def test_rejected_by_name(case):
+    make, text = REJECTED[case]
     with pytest.raises((ValueError, TypeError)) as raised:
         interop.pytorch.load(make(), TWO)
     message = str(raised.value)
@@ -691,7 +699,7 @@ def test_refused_by_name(case):
     assert len(message) < 400
 
 
-def test_a_step_that_the_schedules_count_cannot_hold():
+def test_a_step_too_large_for_the_schedules_count():
     with pytest.raises(ValueError, match="step must be at most 2147483647"):
         interop.pytorch.load(set_step(2**31)(), TWO, lr=lambda _: 0.1)
 
@@ -712,7 +720,7 @@ def test_dialect_cannot_hide_timms_keys():
 
 
 class Compared(str):
-    """A name whose comparisons are seen by `instructions_of`."""
+    """A name whose comparisons `instructions_of` can count."""
 
     __slots__ = ()
     __hash__ = str.__hash__
@@ -722,7 +730,7 @@ class Compared(str):
 
 
 def instructions_of(function):
-    """How many instructions of Python `interop` and this file run in ``function``."""
+    """The number of Python instructions that `interop` and this file run in ``function``."""
     count, before = 0, sys.gettrace()
 
     def trace(frame, event, argument):
@@ -743,7 +751,7 @@ def instructions_of(function):
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_work_is_linear_in_the_number_of_parameters(mapped):
-    """Counted, not timed: four times as many take about four times the instructions."""
+    """Counted, not timed: four times the parameters take about four times the instructions."""
 
     def count(n):
         names = [Compared(f"layer{i}.w") for i in range(n)]

@@ -1,4 +1,4 @@
-"""A checkpoint as a value: each framework's is read into one, and written from one."""
+"""A checkpoint independent of its framework: `Checkpoint` is read, `Changes` are written."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,10 +13,10 @@ class Group(NamedTuple):
     """The parameters that an optimizer trains with the same hyperparameters.
 
     Attributes:
-      dialect: The function of `dialects` that is this optimizer.
+      dialect: The function of `dialects` that builds this optimizer.
       hyperparameters: Its arguments.
-      names: Of the parameters, as in `Checkpoint.values`.
-      slots: What the framework calls their averages.
+      names: The names of the parameters, as in `Checkpoint.values`.
+      slots: The framework's names of their averages.
       subtracts_momentum: Whether momentum contains the learning rate and is subtracted from the
         parameters, as in Keras and TensorFlow; Optax adds it.
     """
@@ -32,12 +32,12 @@ class Checkpoint(NamedTuple):
     """A run in a framework's names and layout. No framework is needed to read it.
 
     Attributes:
-      values: The arrays of the model by name, parameters and buffers.
-      states: What the optimizer keeps of each parameter: {name: {slot: array}}. A parameter
-        that never received a gradient may be missing.
+      values: The model's arrays by name: parameters and buffers.
+      states: The optimizer's state for each parameter: {name: {slot: array}}. A parameter that
+        never received a gradient may be missing.
       groups: The groups of the optimizer's parameters.
       step: Steps taken; ``None`` if it is not known.
-      separator: What stands between the parts of a name.
+      separator: The separator between the parts of a name.
     """
 
     values: Mapping[str, np.ndarray]
@@ -48,12 +48,12 @@ class Checkpoint(NamedTuple):
 
     @property
     def trained(self) -> dict[str, bool]:
-        """The names of the optimizer's parameters, and whether it has a state of each."""
+        """{name: whether it has a state}, for each parameter of the optimizer."""
         return {name: bool(self.states.get(name)) for g in self.groups for name in g.names}
 
 
 class Changes(NamedTuple):
-    """What `save` writes into a checkpoint, in the framework's names and layout.
+    """The changes that `save` writes to a checkpoint, in the framework's names and layout.
 
     Attributes:
       values: New arrays of the model.

@@ -18,7 +18,7 @@ def is_path(source: Any) -> bool:
 
 @contextlib.contextmanager
 def errors_name(source: Any) -> Iterator[None]:
-    """Puts the path of the file, if ``source`` is one, before the message of an error."""
+    """Puts the path of the file before the message of an error, if ``source`` is a path."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -32,12 +32,12 @@ def errors_name(source: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(*files: Source) -> Iterator[list[Path]]:
-    """Yields a path to write in place of each of ``files``, which are replaced at the end.
+    """Yields a path to write to for each of ``files``, which are replaced at the end.
 
-    Each path is in a new folder beside its file and has its name. Whatever files are there at
-    the end replace those of the same names: a TensorFlow checkpoint is two of them. After an
-    error, a full disk or a read-only folder the old files are as they were. The mode of a file
-    is kept, and a symbolic link stays one.
+    Each path has the name of its file, in a new folder beside it. At the end every file in that
+    folder replaces the one of the same name: TensorFlow writes two files for one path. After an
+    error, such as a full disk or a read-only folder, the old files are unchanged. The mode of a
+    file is kept, and a symbolic link stays one.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -58,12 +58,12 @@ def _path_beside(file: Source, stack: contextlib.ExitStack) -> Path:
 
 
 def _replace(new_files: Sequence[Path]) -> None:
-    """Moves files up into the folder above, all of them or none."""
+    """Moves files into the folder above, all of them or none."""
     old = [Path(os.path.realpath(new.parent.parent / new.name)) for new in new_files]
     for new, target in zip(new_files, old, strict=True):
         if target.exists():
             shutil.copymode(target, new)
-            # Kept until all are in place. A link, or a copy where the disk has none.
+            # A backup until all are in place: a link, or a copy where links are not supported.
             _link_or_copy(target, new.with_name(new.name + ".old"))
     moved = []
     try:

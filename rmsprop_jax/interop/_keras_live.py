@@ -17,10 +17,10 @@ class Live(NamedTuple):
     """An optimizer and its variables.
 
     Attributes:
-      optimizer: The RMSprop itself, without what is around it.
-      legacy: Whether it is the one of TensorFlow 2.10 and before.
+      optimizer: The RMSprop itself, without a wrapper around it.
+      legacy: Whether it is the one of TensorFlow 2.10 and earlier.
       trained: The variables that it trains.
-      slots: The averages of each of them, by the names of their slots.
+      slots: The averages of each of them, by slot.
       others: Other floating-point variables of the model, if a model was given.
     """
 
@@ -31,17 +31,19 @@ class Live(NamedTuple):
     others: Sequence[Any]
 
     def variables(self) -> dict[str, Any]:
-        """All variables of the model by name; each must have a name of its own."""
+        """All variables of the model by name; no two may have the same name."""
         variables = [*self.trained, *self.others]
         names = [name_of(v) for v in variables]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"two variables have one path: {listed(twice)}; give each its own")
+            raise ValueError(
+                f"two variables have the same path: {listed(twice)}; give each its own"
+            )
         return dict(zip(names, variables, strict=True))
 
 
 def opened(source: Any) -> Live:
-    """The variables of a model or of an optimizer, which must be Keras's own RMSprop."""
+    """The variables of an optimizer and its model; it must be Keras's own RMSprop."""
     model = source if hasattr(source, "layers") else None
     optimizer = source if model is None else getattr(model, "optimizer", None)
     if optimizer is None:
@@ -55,29 +57,31 @@ def opened(source: Any) -> Live:
             "Keras's own RMSprop can be loaded"
         )
     if hasattr(optimizer, "get_slot") or hasattr(optimizer, "_index_dict"):
-        return _of_tf_keras(optimizer, model)
+        return _opened_tf_keras(optimizer, model)
     if not optimizer.built:
         raise ValueError(
             "the optimizer has no state yet: call optimizer.build(model.trainable_variables)"
         )
     # Keras has no public name for the variables that an optimizer trains, nor for its averages.
     trained = optimizer._trainable_variables
-    slots = [_at(optimizer, i) for i in range(len(trained))]
-    return Live(optimizer, False, trained, slots, _others(model, trained))
+    slots = [_slots_at(optimizer, i) for i in range(len(trained))]
+    return Live(optimizer, False, trained, slots, _untrained(model, trained))
 
 
-def _of_tf_keras(optimizer: Any, model: Any) -> Live:
+def _opened_tf_keras(optimizer: Any, model: Any) -> Live:
     legacy = hasattr(optimizer, "get_slot")
     if model is None:
         raise ValueError(
-            "an optimizer of tf.keras does not know its variables: pass the model, which is "
+            "an optimizer of tf.keras does not know its variables: pass the model that was "
             "compiled with it"
         )
     if not (optimizer.get_slot_names() if legacy else getattr(optimizer, "_built", False)):
         raise ValueError("the optimizer has no state yet: take one step with it")
     trained = model.trainable_variables
-    slots = [_legacy_slots(optimizer, v) if legacy else _by_key(optimizer, v) for v in trained]
-    return Live(optimizer, legacy, trained, slots, _others(model, trained))
+    slots = [
+        _legacy_slots(optimizer, v) if legacy else _slots_by_key(optimizer, v) for v in trained
+    ]
+    return Live(optimizer, legacy, trained, slots, _untrained(model, trained))
 
 
 def _legacy_slots(optimizer: Any, variable: Any) -> dict[str, Any]:
@@ -87,12 +91,12 @@ def _legacy_slots(optimizer: Any, variable: Any) -> dict[str, Any]:
         return {}
 
 
-def _by_key(optimizer: Any, variable: Any) -> dict[str, Any]:
+def _slots_by_key(optimizer: Any, variable: Any) -> dict[str, Any]:
     i = optimizer._index_dict.get(optimizer._var_key(variable))
-    return {} if i is None else _at(optimizer, i)
+    return {} if i is None else _slots_at(optimizer, i)
 
 
-def _at(optimizer: Any, i: int) -> dict[str, Any]:
+def _slots_at(optimizer: Any, i: int) -> dict[str, Any]:
     lists = {
         "velocity": optimizer._velocities,
         "momentum": optimizer._momentums,
@@ -101,8 +105,8 @@ def _at(optimizer: Any, i: int) -> dict[str, Any]:
     return {slot: variables[i] for slot, variables in lists.items() if variables}
 
 
-def _others(model: Any, trained: Sequence[Any]) -> list[Any]:
-    """The variables of the model that are not trained, without seeds and counters."""
+def _untrained(model: Any, trained: Sequence[Any]) -> list[Any]:
+    """The model's variables that are not trained, without seeds and counters."""
     known = {id(v) for v in trained}
     return [
         v
@@ -112,7 +116,7 @@ def _others(model: Any, trained: Sequence[Any]) -> list[Any]:
 
 
 def read(live: Live, overrides: Mapping[str, Any] | None) -> Checkpoint:
-    """The checkpoint that the variables hold; without ``overrides`` to save into it."""
+    """The checkpoint that the variables hold. To save, ``overrides`` are None."""
     optimizer, variables = live.optimizer, live.variables()
     names = [name_of(v) for v in live.trained]
     step = checked_step("iterations", _array(optimizer.iterations))
@@ -124,7 +128,7 @@ def read(live: Live, overrides: Mapping[str, Any] | None) -> Checkpoint:
     options = group(
         optimizer.get_config(), names, overrides, legacy=live.legacy, current_rate=current_rate
     )
-    _refuse_extras(live, {} if overrides is None else options.hyperparameters)
+    _reject_extras(live, {} if overrides is None else options.hyperparameters)
     states = {
         name: {slot: _array(v) for slot, v in slots.items()}
         for name, slots in zip(names, live.slots, strict=True)
@@ -133,7 +137,7 @@ def read(live: Live, overrides: Mapping[str, Any] | None) -> Checkpoint:
     return Checkpoint(values, states, [options], step)
 
 
-def _refuse_extras(live: Live, options: Mapping[str, Any]) -> None:
+def _reject_extras(live: Live, options: Mapping[str, Any]) -> None:
     for variable in live.trained:
         # The config does not list exclusions, and Keras has no public name for them.
         if options.get("weight_decay") and not live.optimizer._use_weight_decay(variable):
@@ -143,7 +147,8 @@ def _refuse_extras(live: Live, options: Mapping[str, Any]) -> None:
             )
         if variable.constraint is not None:
             raise ValueError(
-                f"{name_of(variable)} has a constraint, and dialects.keras has none; remove it"
+                f"{name_of(variable)} has a constraint, which dialects.keras does not support; "
+                "remove it"
             )
 
 
@@ -173,7 +178,7 @@ def _assign(variable: Any, x: np.ndarray) -> None:
 
 
 def name_of(variable: Any) -> str:
-    """A variable's path: Keras 3 calls it so, TensorFlow has it as the name."""
+    """A variable's path: its ``path`` in Keras 3, its ``name`` in TensorFlow."""
     return getattr(variable, "path", None) or variable.name.removesuffix(":0")
 
 

@@ -1,4 +1,4 @@
-"""What the formats of Keras share: its options, and where a file keeps its arrays."""
+"""Shared by all formats of Keras: the options, and where a file keeps its arrays."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ _SHARED = (
     "clipvalue",
     "global_clipnorm",
 )
-_NOT_OURS = ("use_ema", "loss_scale_factor", "gradient_accumulation_steps")
+_UNSUPPORTED = ("use_ema", "loss_scale_factor", "gradient_accumulation_steps")
 
 
 class Places(NamedTuple):
@@ -32,7 +32,7 @@ class Places(NamedTuple):
     Attributes:
       values: The keys of the model's arrays, by name.
       slots: The keys of the averages: {name: {slot: key}}.
-      step: The key of the number of steps.
+      step: The key of the step.
     """
 
     values: dict[str, str]
@@ -56,17 +56,17 @@ def group(
     legacy: bool = False,
     current_rate: Callable[[], tuple[int, float]] | None = None,
 ) -> Group:
-    """The optimizer of a configuration.
+    """The group of parameters that an optimizer of this configuration trains.
 
     Args:
       config: As ``optimizer.get_config()`` returns it.
-      names: Of the variables that it trains.
-      overrides: Arguments of the dialect that replace those of ``config``; None to save into it,
-        which leaves the rate as it is.
-      legacy: Whether this is the rule of ``tf.keras`` until TensorFlow 2.10.
-      current_rate: Returns the step and the rate of a schedule; None if it cannot be known.
+      names: The names of the variables that it trains.
+      overrides: Arguments of the dialect that replace those of ``config``; None to save, which
+        keeps the learning rate.
+      legacy: Whether this is the rule of ``tf.keras`` up to TensorFlow 2.10.
+      current_rate: Returns a schedule's current step and rate; None if they are not known.
     """
-    for name in _NOT_OURS:
+    for name in _UNSUPPORTED:
         if config.get(name):
             raise ValueError(
                 f"{name}={config[name]}: dialects.keras has no such option; build the optimizer "
@@ -80,14 +80,14 @@ def group(
     if "learning_rate" not in overrides and isinstance(read.get("learning_rate"), Mapping):
         read["learning_rate"] = _rate_of_schedule(read["learning_rate"], current_rate)
     options = _records.as_python_numbers({**read, **overrides})
-    if _is_of_keras(rate := options.get("learning_rate")):
+    if _is_keras_object(rate := options.get("learning_rate")):
         raise ValueError(f"learning_rate is Keras's {type(rate).__name__}: {_PASS_RATE}")
-    dialect(**options)  # Refuses bad values before `slots` reads them.
+    dialect(**options)  # Rejects bad values before `slots` reads them.
     return Group(dialect, options, names, slots(options, legacy=legacy), subtracts_momentum=True)
 
 
 def slots(options: Mapping[str, Any], *, legacy: bool = False) -> Slots:
-    """What Keras calls the averages that an optimizer with these options has."""
+    """Keras's names of the averages that an optimizer with these options has."""
     square, mean = ("rms", "mg") if legacy else ("velocity", "average_gradient")
     return {
         "square": square,
@@ -96,7 +96,7 @@ def slots(options: Mapping[str, Any], *, legacy: bool = False) -> Slots:
     }
 
 
-_PASS_RATE = "pass learning_rate=, the same schedule written as one for Optax"
+_PASS_RATE = "pass learning_rate=, the same schedule written for Optax"
 
 
 def _rate_of_schedule(
@@ -107,18 +107,18 @@ def _rate_of_schedule(
         raise ValueError(f"learning_rate is Keras's {name}: {_PASS_RATE}")
     step, rate = current_rate()
     warnings.warn(
-        f"learning_rate is Keras's {name}: the run goes on at its rate of step {step}, {rate:.6g}, "
-        f"without the schedule; {_PASS_RATE}",
+        f"learning_rate is Keras's {name}: the run continues at its rate in step {step}, "
+        f"{rate:.6g}, without the schedule; {_PASS_RATE}",
         stacklevel=6,
     )
     return rate
 
 
-def _is_of_keras(x: Any) -> bool:
+def _is_keras_object(x: Any) -> bool:
     package = type(x).__module__.partition(".")[0]
     return isinstance(x, Mapping) or package in ("keras", "tf_keras")
 
 
 def jax_dtype(dtype: Any) -> Any:
-    """The dtype of a variable of Keras or TensorFlow, as JAX has it."""
+    """Converts a dtype of Keras or TensorFlow to JAX's."""
     return jnp.dtype(getattr(dtype, "as_numpy_dtype", dtype))

@@ -1,4 +1,4 @@
-"""The ``.weights.h5`` file of Keras 3: arrays by number, and no hyperparameters but the rate."""
+"""The ``.weights.h5`` file of Keras 3: numbered arrays, and no hyperparameter but the rate."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ _OTHERS = re.compile(
 )
 _ENTRIES = "optimizer/vars"
 _TRIES = 10_000
-_NAMES = "names=, [v.path for v in model.trainable_variables]"
+_NAMES = "names=[v.path for v in model.trainable_variables]"
 
 
 class Block(NamedTuple):
-    """A layer's trained variables, which stand side by side in the optimizer."""
+    """A layer's trained variables, which are adjacent in the optimizer."""
 
     group: str
     names: list[str]
@@ -36,7 +36,7 @@ def read(
     """The checkpoint in a file, and where its arrays are."""
     with opened(path) as file:
         _check_optimizer(file)
-        keys = _named(_weights(file), names)
+        keys = _use_names(_weights(file), names)
         if names is None:
             names = _in_order_of_optimizer(file, keys, params, mapping, overrides)
         kept = [slot for slot in slots(overrides).values() if slot is not None]
@@ -54,8 +54,8 @@ def read(
 def _check_optimizer(file: Any) -> None:
     if not len(file.get(_ENTRIES, ())):
         raise ValueError(
-            "it holds no state of an optimizer: its model was not compiled when its weights were "
-            "saved, or is of tf.keras, which saves weights alone; save the whole model"
+            "it holds no optimizer state: its model was not compiled when its weights were saved, "
+            "or is from tf.keras, which saves only the weights; save the whole model"
         )
     name = str(file[_ENTRIES].attrs.get("name", ""))
     if "inner_optimizer" in file["optimizer"] or _OTHERS.fullmatch(name):
@@ -66,21 +66,21 @@ def _check_optimizer(file: Any) -> None:
 
 
 def _weights(file: Any) -> dict[str, str]:
-    """{name: key} of the model's arrays: the layer's own name, and the variable's number."""
+    """{name: key} of the model's arrays; a name is the layer's, and the variable's number."""
     found = {}
     for key in _layers(file, ""):
-        name = "/".join(_own_names(file, key))
+        name = "/".join(_layer_names(file, key))
         for i in sorted(file[f"{key}vars"], key=int):
             if file[f"{key}vars/{i}"].dtype.kind != "f":
                 continue
             if f"{name}/{i}" in found:
-                raise ValueError(f"two layers have one name, {name!r}; give each its own")
+                raise ValueError(f"two layers have the same name, {name!r}; give each its own")
             found[f"{name}/{i}"] = f"{key}vars/{i}"
     return found
 
 
 def _layers(group: Any, key: str) -> Iterator[str]:
-    """The keys of all groups with variables, but for those of the optimizer and of metrics."""
+    """The keys of all groups with variables, except those of the optimizer and of metrics."""
     if "vars" in group:
         yield key
     for child in group:
@@ -89,8 +89,8 @@ def _layers(group: Any, key: str) -> Iterator[str]:
             yield from _layers(group[child], f"{key}{child}/")
 
 
-def _own_names(file: Any, key: str) -> Iterator[str]:
-    """The names of a layer and of those around it. tf.keras keeps only their numbers."""
+def _layer_names(file: Any, key: str) -> Iterator[str]:
+    """The names of a layer and of its parents. tf.keras keeps only their numbers."""
     parts = key.removesuffix("/").split("/")
     for i, part in enumerate(parts):
         above = "/".join(parts[: i + 1])
@@ -98,34 +98,34 @@ def _own_names(file: Any, key: str) -> Iterator[str]:
             yield str(file[f"{above}/vars"].attrs.get("name", part))
 
 
-def _named(keys: Mapping[str, str], names: Sequence[str] | None) -> dict[str, str]:
-    """``keys`` with ``names`` for the variables that have them: "dense/kernel" for "dense/0"."""
+def _use_names(keys: Mapping[str, str], names: Sequence[str] | None) -> dict[str, str]:
+    """``keys`` with ``names`` instead of numbers: "dense/0" becomes "dense/kernel"."""
     if len(set(names or ())) < len(names or ()):
-        raise ValueError(f"names must not have a name twice, got {listed(names or ())}")
+        raise ValueError(f"names must not repeat a name, got {listed(names or ())}")
     taken: dict[str, int] = {}
     new = {}
     for name in names or ():
         layer = f"/{name.rpartition('/')[0]}"
         fitting = [k for k in keys if k.endswith("/0") and f"{layer}/0".endswith(f"/{k}")]
         if not fitting:
-            raise ValueError(f"names: the file has no layer of {name!r}, only {listed(keys)}")
+            raise ValueError(f"names: the file has no layer for {name!r}, only {listed(keys)}")
         longest = max(fitting, key=len).removesuffix("0")
         numbered = f"{longest}{taken.get(longest, 0)}"
         taken[longest] = taken.get(longest, 0) + 1
         if numbered not in keys:
-            raise ValueError(f"names: {name!r} is one more than the variables of {longest[:-1]}")
+            raise ValueError(f"names: {longest[:-1]} has no variable left for {name!r}")
         new[numbered] = name
     return {new.get(name, name): key for name, key in keys.items()}
 
 
 def _first_average(file: Any, count: int, kept: Sequence[str]) -> int:
-    """The number of the first average: it follows the step and, if it is constant, the rate."""
+    """The index of the first average: it follows the step and, if that is constant, the rate."""
     entries = file[_ENTRIES]
     first = len(entries) - count * len(kept)
     has_rate = first == 2 and entries["1"].shape == () and entries["1"].dtype.kind == "f"
     if entries["0"].dtype.kind not in "iu" or not (first == 1 or has_rate):
         raise ValueError(
-            f"its optimizer has {len(entries)} arrays, and {count} parameters with {[*kept]} each "
+            f"its optimizer has {len(entries)} arrays, but {count} parameters with {[*kept]} each "
             f"need {1 + count * len(kept)}, and one more for the rate: check momentum and "
             f"centered, or pass {_NAMES}"
         )
@@ -139,10 +139,10 @@ def _in_order_of_optimizer(
     mapping: Mapping[str, Leaf] | None,
     overrides: Mapping[str, Any],
 ) -> list[str]:
-    """The names of the trained variables in the order of the model, if it is certain.
+    """The names of the trained variables in the model's order; raises if it is not certain.
 
-    Those are trained that are mapped to a leaf of ``params``. A layer's variables stand side by
-    side, and Keras numbers a model's layers of one class in their order; shapes tell the rest.
+    A variable counts as trained if it is mapped to a leaf of ``params``. A layer's variables are
+    adjacent, and Keras numbers a model's layers of one class in order; shapes decide the rest.
     """
     found = find_leaves(match_names(mapping, keys, params, "/"), leaves_of(params))
     by_group: dict[str, list[str]] = {}
@@ -160,15 +160,15 @@ def _in_order_of_optimizer(
     orders = _orders(blocks, entries)
     if len(orders) != 1:
         raise ValueError(
-            "its optimizer has numbers where its parameters should have names, and their order is "
-            f"not certain from their shapes: {listed([n for b in blocks for n in b.names])}. Pass "
+            "its optimizer numbers its parameters instead of naming them, and from their shapes "
+            f"the order is not certain: {listed([n for b in blocks for n in b.names])}. Pass "
             f"{_NAMES}, or load the model in Keras and pass it"
         )
     return [name for block in orders[0] for name in block.names]
 
 
 def _orders(blocks: Sequence[Block], entries: Sequence[tuple[int, ...]]) -> list[list[Block]]:
-    """The orders of ``blocks`` that have the shapes of ``entries``: none, one, or two of them."""
+    """The orders of ``blocks`` whose shapes are those of ``entries``: none, one, or two of them."""
     found: list[list[Block]] = []
     unfinished: list[list[Block]] = [[]]
     for _ in range(_TRIES):
@@ -192,13 +192,13 @@ def _precedes(a: Block, b: Block) -> bool:
     before = ""
     for x, y in pairs:
         if x != y:
-            (base_x, i), (base_y, j) = _numbered(x), _numbered(y)
+            (base_x, i), (base_y, j) = _split_number(x), _split_number(y)
             return before == "layers" and base_x == base_y and i < j
         before = x
     return False
 
 
-def _numbered(layer: str) -> tuple[str, int]:
+def _split_number(layer: str) -> tuple[str, int]:
     """``dense_2`` is the third of its class, ``dense`` the first."""
     base, _, number = layer.rpartition("_")
     return (base, int(number)) if base and number.isdigit() else (layer, 0)

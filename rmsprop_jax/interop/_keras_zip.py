@@ -15,12 +15,12 @@ from rmsprop_jax.interop._mapping import listed
 def model_in(path: Source) -> Any:
     """The model, with the optimizer as it was saved.
 
-    Keras gives an optimizer whose arrays do not fit a fresh state, and a model that was compiled
-    without one a new RMSprop: neither may pass for the run.
+    If an optimizer's arrays do not fit, Keras gives it a fresh state; a model that was compiled
+    without an optimizer gets a new RMSprop. Neither is the saved run, so both raise here.
     """
     with zipfile.ZipFile(path) as file:
         if not {"config.json", "metadata.json", "model.weights.h5"} <= {*file.namelist()}:
-            raise ValueError(f"it is no .keras file, but a zip of {listed(file.namelist())}")
+            raise ValueError(f"it is not a .keras file, but a zip of {listed(file.namelist())}")
         _check_optimizer(json.loads(file.read("config.json")).get("compile_config") or {})
         version = json.loads(file.read("metadata.json")).get("keras_version", "")
         count = _arrays_of_optimizer(file.read("model.weights.h5"))
@@ -30,8 +30,8 @@ def model_in(path: Source) -> Any:
     expected = len(model.optimizer.variables)
     if count != expected:
         raise ValueError(
-            f"the file has {count} arrays of an optimizer, and the RMSprop in its configuration "
-            f"has {expected}: it is damaged, or of another optimizer"
+            f"the file has {count} optimizer arrays, but the RMSprop in its configuration has "
+            f"{expected}: it is damaged, or belongs to another optimizer"
         )
     return model
 
@@ -39,7 +39,7 @@ def model_in(path: Source) -> Any:
 def save_model(model: Any, path: Source) -> None:
     """Replaces the file."""
     with replacing(path) as [new]:
-        # Keras wants the suffix, which what a symbolic link leads to may not have.
+        # Keras requires the suffix, which the target of a symbolic link may not have.
         unfinished = new.with_name(f"{new.name}.keras")
         model.save(unfinished)
         os.replace(unfinished, new)
@@ -50,7 +50,7 @@ def _check_optimizer(compile_config: Mapping[str, Any]) -> None:
     if not optimizer:
         raise ValueError(
             "it names no optimizer: its model was not compiled when it was saved, or it had been "
-            "saved as .h5 before, after which Keras 3 leaves the optimizer out; pass that .h5"
+            "saved as .h5 before, and Keras 3 then leaves the optimizer out; pass that .h5"
         )
     kind = optimizer if isinstance(optimizer, Mapping) else {"class_name": optimizer}
     if kind.get("class_name") == "LossScaleOptimizer":
@@ -58,7 +58,7 @@ def _check_optimizer(compile_config: Mapping[str, Any]) -> None:
     module = kind.get("module") or "keras"
     if kind.get("class_name") != "RMSprop" or not module.startswith("keras"):
         raise ValueError(
-            f"not a keras.optimizers.RMSprop: its model was trained by {kind.get('class_name')}"
+            f"not a keras.optimizers.RMSprop: its model was trained with {kind.get('class_name')}"
         )
 
 
@@ -86,7 +86,7 @@ def _loaded(path: Source, version: str) -> Any:
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0][:200]
             raise ValueError(
-                f"Keras could not load it: {reason}. If the model has layers of your own, load it "
+                f"Keras could not load it: {reason}. If the model has custom layers, load it "
                 "yourself and pass the model"
             ) from error
     for warning in caught:

@@ -12,7 +12,7 @@ from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path
 from rmsprop_jax._trees import has_gradient
 
 Keys = tuple[str, ...]
-"""The keys that lead to a leaf, as text. Joined by ``/`` two leaves may have one path."""
+"""The keys that lead to a leaf, as text. Joined by ``/``, those of two leaves may be equal."""
 
 
 class Leaf(NamedTuple):
@@ -30,7 +30,7 @@ class Leaf(NamedTuple):
       transpose: The permutation of the array's axes, as in `numpy.transpose`; ``None`` keeps
         their order.
       reshape: The shape given to the array before it is transposed; ``None`` keeps its own
-        shape. Needed for a dense layer behind a flattened image: torch flattens (channels,
+        shape. Needed for a dense layer after a flattened image: torch flattens (channels,
         height, width), Flax and Keras (height, width, channels). With 32 channels of 4 by 4
         and 56 outputs: ``reshape=(56, 32, 4, 4)`` and ``transpose=(2, 3, 1, 0)``.
 
@@ -59,7 +59,7 @@ class Leaf(NamedTuple):
         return x.transpose(np.argsort(permutation)).reshape(shape)
 
     def reshaped(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of an array of ``shape`` when it is transposed."""
+        """The shape given to an array of ``shape`` before it is transposed."""
         return tuple(shape if self.reshape is None else self.reshape)
 
     def permutation(self, ndim: int) -> tuple[int, ...]:
@@ -67,8 +67,8 @@ class Leaf(NamedTuple):
         return tuple(range(ndim) if self.transpose is None else self.transpose)
 
 
-class Places(NamedTuple):
-    """Where a checkpoint's arrays belong, by name: keys in ``params``, and in the buffers."""
+class MappedKeys(NamedTuple):
+    """The keys that a checkpoint's names are mapped to, in ``params`` and in the buffers."""
 
     parameters: dict[str, Keys]
     buffers: dict[str, Keys]
@@ -77,7 +77,7 @@ class Places(NamedTuple):
 def match_names(
     mapping: Mapping[str, Leaf] | None, names: Collection[str], params: Any, separator: str
 ) -> dict[str, Leaf]:
-    """``mapping`` with the checkpoint's ``names`` as keys, whatever prefix either has.
+    """``mapping`` with the checkpoint's ``names`` as keys, whatever prefix either side has.
 
     ``None`` maps each name to the leaf at that path, with ``separator`` replaced by ``/``.
     """
@@ -96,10 +96,10 @@ def match_names(
 
 
 def in_checkpoint(given: Iterable[str], names: Collection[str], separator: str) -> dict[str, str]:
-    """{name: its name in the checkpoint}, for those of ``given`` that are there.
+    """{name: its name in the checkpoint}, for those of ``given`` that it has.
 
-    One prefix, that of either side, is cut: ``module.`` of DistributedDataParallel, a Lightning
-    module's ``net.``, the model's name in Keras. ``_orig_mod`` of torch.compile is cut anywhere.
+    A prefix of one side is removed: ``module.`` of DistributedDataParallel, a Lightning module's
+    ``net.``, the model's name in Keras. ``_orig_mod`` of torch.compile is removed anywhere.
     """
 
     def without_compiled(name: str) -> str:
@@ -132,7 +132,7 @@ def in_checkpoint(given: Iterable[str], names: Collection[str], separator: str) 
 
 
 def _prefixes(short: Iterable[str], long: Iterable[str], separator: str) -> set[str]:
-    """What stands before some name of ``short`` in a name of ``long``."""
+    """The prefixes that names of ``short`` have in ``long``."""
     wanted = set(short)
     prefixes = set()
     for name in long:
@@ -151,33 +151,33 @@ def check_mapping(
     leaves: Mapping[Keys, Any],
     *,
     partial: bool = False,
-) -> Places:
-    """Where ``mapping`` leads; raises unless all leaves and all parameters are in it.
+) -> MappedKeys:
+    """The keys that ``mapping`` leads to; raises unless it has all leaves and all parameters.
 
     Args:
-      mapping: With names as in the checkpoint.
-      names: Of all arrays of the model.
-      trained: Those that the optimizer trains, and whether it has a state of them. Those
-        without may be left out.
-      leaves: Of ``params``.
-      partial: Whether others may be missing, too, on either side.
+      mapping: The mapping, with the checkpoint's names.
+      names: The names of all arrays of the model.
+      trained: The names that the optimizer trains, and whether it has a state for each. Those
+        without a state may be left out.
+      leaves: The leaves of ``params``.
+      partial: Whether anything else may be missing, on either side.
     """
     if not partial:
         _check_names(mapping, names, trained)
-    places, sources, find = Places({}, {}), {}, _finder(leaves)
+    mapped, sources, find = MappedKeys({}, {}), {}, _finder(leaves)
     for name, leaf in mapping.items():
         keys = find(name, _checked_leaf(name, leaf).path)
-        place = _keys(leaf.path) if keys is None else keys
-        if place in sources:
+        destination = _keys(leaf.path) if keys is None else keys
+        if destination in sources:
             raise ValueError(
-                f"mapping: {name} and {sources[place]} are both mapped to {shown(place)!r}; "
-                "give each its own path"
+                f"mapping: {name} and {sources[destination]} are both mapped to "
+                f"{shown(destination)!r}; give each its own path"
             )
-        sources[place] = name
+        sources[destination] = name
         if name in names and keys is not None:
-            places.parameters[name] = keys
+            mapped.parameters[name] = keys
         elif name in names and name not in trained:
-            places.buffers[name] = place
+            mapped.buffers[name] = destination
         elif trained.get(name) and not partial:
             raise ValueError(
                 f"{name}: params have no leaf {shown(leaf.path)!r}, only "
@@ -188,7 +188,7 @@ def check_mapping(
             f"params: no parameter of the checkpoint is mapped to {shown(not_mapped[0])!r}; map "
             "one to it, or leave it out of params"
         )
-    return places
+    return mapped
 
 
 def _check_names(
@@ -234,7 +234,7 @@ def _finder(leaves: Iterable[Keys]) -> Callable[[str, str | Keys], Keys | None]:
             return next((keys for keys in (given, short) if keys in found), None)
         if len(found) > 1:
             raise ValueError(
-                f"{name}: two leaves have one path, {path!r}: give the keys of one of them, "
+                f"{name}: two leaves have the same path, {path!r}: give the keys of one of them, "
                 f"Leaf({found[0]}) or Leaf({found[1]})"
             )
         return found[0] if found else None
@@ -276,7 +276,7 @@ def check_fits(name: str, leaf: Leaf, shape: tuple[int, ...], leaf_shape: tuple[
 
 
 def transposed_shape(name: str, leaf: Leaf, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that an array of ``shape`` has when ``leaf`` has reshaped and transposed it."""
+    """The shape of an array of ``shape`` after ``leaf`` has reshaped and transposed it."""
     reshaped = leaf.reshaped(shape)
     permutation = leaf.permutation(len(reshaped))
     if math.prod(reshaped) != math.prod(shape) or sorted(permutation) != [*range(len(reshaped))]:
@@ -301,7 +301,9 @@ def leaves_of(params: Any) -> dict[Keys, Any]:
             continue
         keys = leaf_keys(path)
         if keys in leaves:
-            raise ValueError(f"params: two leaves have one path, {shown(keys)!r}; rename a key")
+            raise ValueError(
+                f"params: two leaves have the same path, {shown(keys)!r}; rename a key"
+            )
         leaves[keys] = leaf
     return leaves
 
@@ -309,17 +311,17 @@ def leaves_of(params: Any) -> dict[Keys, Any]:
 def leaf_keys(path: KeyPath) -> Keys:
     """The keys of a key path as text, without the ``value`` of an ``nnx.Variable``.
 
-    In a state it may stand before the real or imaginary part of a complex leaf.
+    In a state, ``value`` may precede the real or imaginary part of a complex leaf.
     """
     attributes = [key.name if isinstance(key, GetAttrKey) else None for key in path]
-    parts = attributes[-1:] in (["real"], ["imaginary"])
-    last = len(path) - 1 - parts
+    is_complex_part = attributes[-1:] in (["real"], ["imaginary"])
+    last = len(path) - 1 - is_complex_part
     skip = last if last > 0 and attributes[last] == "value" else None
     return tuple(keystr((key,), simple=True) for i, key in enumerate(path) if i != skip)
 
 
 def shown(path: str | Keys) -> str:
-    """A leaf's path for people: its keys, joined by ``/``."""
+    """A leaf's path as text: its keys, joined by ``/``."""
     return path if isinstance(path, str) else "/".join(map(str, path))
 
 
@@ -332,7 +334,7 @@ def nested(arrays: Mapping[Keys, Any]) -> dict[str, Any]:
         for key in parents:
             branch = branch.setdefault(key, {}) if isinstance(branch, dict) else branch
         if not isinstance(branch, dict) or last in branch:
-            raise ValueError(f"{shown(keys)!r} is an array's path and the beginning of another's")
+            raise ValueError(f"{shown(keys)!r} is the path of one array and a prefix of another's")
         branch[last] = array
     return tree
 

@@ -1,7 +1,7 @@
-"""Finds the state of ``optax.rmsprop`` inside that of a whole optimizer, and replaces it there.
+"""Finds the state of ``optax.rmsprop`` inside another optimizer's state, and replaces it there.
 
-A checkpoint that was restored without a target has no classes: in it, named tuples are known by
-their fields, and a chain by its three elements.
+A checkpoint that was restored without a target has no classes: there, named tuples are recognized
+by their fields, and a chain by its three elements.
 """
 
 import inspect
@@ -30,8 +30,8 @@ _StddevWithCountState: Any = type(
     jax.eval_shape(optax.scale_by_stddev(bias_correction=True).init, {})
 )
 _QUANTIZED = (_states.ScaleByRmsQuantizedState, _states.ScaleByStddevQuantizedState)
-# What may stand in each place of the chain of three.
-_PLACES: tuple[tuple[Any, ...], ...] = (
+# The classes that each element of the chain of three may have.
+_CLASSES: tuple[tuple[Any, ...], ...] = (
     (
         optax.ScaleByRmsState,
         _states.ScaleByRmsWithCountState,
@@ -43,18 +43,18 @@ _PLACES: tuple[tuple[Any, ...], ...] = (
     (optax.EmptyState, optax.ScaleByScheduleState),
     (optax.EmptyState, optax.TraceState, _states.LowPrecisionTraceState),
 )
-_NUMBERS = ["0", "1", "2"]
+_INDICES = ["0", "1", "2"]
 # The counters of `inject_hyperparams` that belong to the learning rate.
 _INJECTED_COUNTS = {("count",), ("hyperparams_states", "learning_rate", "count")}
 
 
 class Part(NamedTuple):
-    """The state of RMSprop inside a whole one.
+    """The state of RMSprop inside another state.
 
     Attributes:
-      path: Where it stands.
-      node: What stands there, in its own containers.
-      state: The same as a chain of three classes; the trees in them are as they are in ``node``.
+      path: Its key path in the outer state.
+      node: The state itself, in its own containers.
+      state: The same as a chain of Optax's three classes, whose trees are those of ``node``.
       injected: The numbers of the ``inject_hyperparams`` around it; empty without one.
     """
 
@@ -64,13 +64,13 @@ class Part(NamedTuple):
     injected: Mapping[str, Any]
 
 
-def find(name: str, whole: Any) -> Part:
-    """The one RMSprop part of ``whole``, which messages call ``name``."""
-    parts = list(_parts(whole))
+def find(name: str, outer: Any) -> Part:
+    """The one RMSprop part of ``outer``, which messages call ``name``."""
+    parts = list(_parts(outer))
     if not parts:
         raise ValueError(
             f"{name} has no state of optax.rmsprop, a chain of averages, learning rate and "
-            f"momentum; it has {listed([*dict.fromkeys(_kinds(whole))])}"
+            f"momentum; it has {listed([*dict.fromkeys(_class_names(outer))])}"
         )
     if len(parts) > 1:
         paths = [f"{name}{keystr(part.path)}" for part in parts]
@@ -78,25 +78,25 @@ def find(name: str, whole: Any) -> Part:
     return parts[0]
 
 
-def replace(whole: Any, part: Part, state: Any, step: int | None) -> Any:
-    """``whole`` with ``state`` instead of ``part``, and with ``step`` in the wrapper's counters."""
+def replace(outer: Any, part: Part, state: Any, step: int | None) -> Any:
+    """``outer`` with ``state`` instead of ``part``, and with ``step`` in the wrapper's counters."""
     children, treedef = _one_level(part.node)
-    filled = jax.tree.map(_in_kind_of, state, part.state)
+    filled = jax.tree.map(_array_like, state, part.state)
     chain = [_refill(child, filled[int(keystr(key, simple=True))]) for key, child in children]
-    whole = _set(whole, part.path, treedef.unflatten(chain))
+    outer = _set(outer, part.path, treedef.unflatten(chain))
     if not part.injected or step is None:
-        return whole
+        return outer
 
     def count(path: KeyPath, old: Any) -> Any:
         is_count = _without_value(path) in _INJECTED_COUNTS
-        return _in_kind_of(step_as(step, np.asarray(old).dtype), old) if is_count else old
+        return _array_like(step_as(step, np.asarray(old).dtype), old) if is_count else old
 
     wrapper = part.path[:-1]
-    return _set(whole, wrapper, tree_map_with_path(count, _get(whole, wrapper)))
+    return _set(outer, wrapper, tree_map_with_path(count, _get(outer, wrapper)))
 
 
 def with_schedule(part: Part) -> Part:
-    """``part`` with the schedule's counter, which ``inject_hyperparams`` keeps outside."""
+    """``part`` with the schedule's counter, which ``inject_hyperparams`` keeps outside of it."""
     averages, rate, momentum = part.state
     if not part.injected or not isinstance(rate, optax.EmptyState):
         return part
@@ -106,10 +106,10 @@ def with_schedule(part: Part) -> Part:
 
 
 def injected_hyperparameters(name: str, part: Part, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those in the ``inject_hyperparams`` around the part, without the names ``given``."""
+    """The hyperparameters in the ``inject_hyperparams`` around the part, except those ``given``."""
     found = part.injected.get("hyperparams", {})
     if not set(found) <= set(inspect.signature(optax.rmsprop).parameters):
-        # They are those of a function of the user's own, and may have other meanings.
+        # They belong to a function of the user's own, and may have other meanings.
         return {}
     scheduled = [n for n in part.injected.get("hyperparams_states", {}) if n not in given]
     if scheduled:
@@ -121,7 +121,7 @@ def injected_hyperparameters(name: str, part: Part, given: Mapping[str, Any]) ->
 
 
 def trained(params: Any, averages: Any) -> Any:
-    """``params`` as RMSprop sees them: masked where the tree ``averages`` is.
+    """``params`` as RMSprop sees them: masked where ``averages`` are masked.
 
     Leaves that cannot have an average are None.
     """
@@ -144,10 +144,10 @@ def _masked(node: Any, path: KeyPath, masks: set[Keys]) -> Any:
 
 
 def _parts(node: Any, path: KeyPath = (), injected: Mapping[str, Any] | None = None) -> Iterator:
-    """All parts in ``node``, which stands at ``path``."""
+    """All RMSprop parts in ``node``, which is at ``path``."""
     children, _ = _one_level(node)
     if state := _as_chain(node, children):
-        yield Part(path, node, state, _numbers(injected or {}))
+        yield Part(path, node, state, _injected_numbers(injected or {}))
         return
     fields = _fields(node)
     is_injecting = {"count", "hyperparams", "inner_state"} <= set(fields)
@@ -155,33 +155,33 @@ def _parts(node: Any, path: KeyPath = (), injected: Mapping[str, Any] | None = N
         yield from _parts(child, (*path, *key), fields if is_injecting else None)
 
 
-def _numbers(injected: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``inject_hyperparams`` keeps beside the state, in nested dictionaries."""
+def _injected_numbers(injected: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that ``inject_hyperparams`` keeps beside the state, in nested dictionaries."""
     around = {name: x for name, x in injected.items() if name != "inner_state"}
     found = nested({_without_value(key): x for key, x in tree_leaves_with_path(around)})
-    # A schedule is one, too, if it keeps nothing.
+    # A schedule counts, too, if it has no state.
     for name in _fields(around.get("hyperparams_states")):
         found.setdefault("hyperparams_states", {}).setdefault(name, {})
     return found
 
 
 def _as_chain(node: Any, children: list[tuple[KeyPath, Any]]) -> tuple[Any, Any, Any] | None:
-    """A chain of averages, learning rate and momentum in their classes; None if it is none."""
+    """``node`` as a chain of averages, learning rate and momentum; None if it is not one."""
     if hasattr(node, "_fields") or not isinstance(node, list | tuple | Mapping):
         return None
     found = {keystr(path, simple=True): child for path, child in children}
-    if [*found] != _NUMBERS:
-        # NNX leaves out what is empty; where something empty is left, nothing was left out.
+    if [*found] != _INDICES:
+        # NNX leaves out empty elements. If an empty one is there, none was left out.
         has_empty = any(_is_empty(child) for child in found.values())
-        if has_empty or not isinstance(node, Mapping) or not {*found} <= {*_NUMBERS}:
+        if has_empty or not isinstance(node, Mapping) or not {*found} <= {*_INDICES}:
             return None
-    averages, rate, momentum = map(_classed, map(found.get, _NUMBERS), _PLACES)
+    averages, rate, momentum = map(_as_one_of, map(found.get, _INDICES), _CLASSES)
     if averages is None or rate is None or momentum is None:
         return None
     return averages, rate, momentum
 
 
-def _classed(node: Any, classes: tuple[Any, ...]) -> Any:
+def _as_one_of(node: Any, classes: tuple[Any, ...]) -> Any:
     """``node`` as one of ``classes``; None if it is none of them."""
     if type(node) in classes:
         return _with_arrays(node)
@@ -193,7 +193,7 @@ def _classed(node: Any, classes: tuple[Any, ...]) -> Any:
     for cls in classes:
         # Codes without their classes cannot be told from a tree of parameters.
         if cls not in _QUANTIZED and names == set(cls._fields):
-            return _with_arrays(cls(**_unwrapped(dict(_fields(node)))))
+            return _with_arrays(cls(**_unwrap_variables(dict(_fields(node)))))
     return None
 
 
@@ -202,8 +202,8 @@ def _with_arrays(state: Any) -> Any:
     return jax.tree.map(lambda x: x if hasattr(x, "dtype") else np.asarray(x), state)
 
 
-def _kinds(node: Any) -> Iterator[str]:
-    """What a state is made of: the classes in it, or the fields where it has none."""
+def _class_names(node: Any) -> Iterator[str]:
+    """The classes in a state, or the fields where it has no class."""
     children, _ = _one_level(node)
     if hasattr(node, "_fields"):
         yield type(node).__name__
@@ -212,11 +212,11 @@ def _kinds(node: Any) -> Iterator[str]:
     elif _is_leaf(node, children):
         yield type(node).__name__
     for _, child in [] if _is_leaf(node, children) else children:
-        yield from _kinds(child)
+        yield from _class_names(child)
 
 
 def _fields(node: Any) -> Mapping[str, Any]:
-    """What a named tuple or a dictionary has, by name; nothing of anything else."""
+    """The fields of a named tuple or the items of a dictionary; empty for anything else."""
     if isinstance(node, Mapping):
         return node
     return node._asdict() if hasattr(node, "_asdict") else {}
@@ -234,13 +234,13 @@ def _refill(child: Any, state: Any) -> Any:
 
 
 def _without_value(path: KeyPath) -> Keys:
-    """The keys of a number that NNX may keep in a variable."""
+    """The keys of a number, without the ``value`` of a variable in which NNX may keep it."""
     keys = leaf_keys(path)
     return keys[:-1] if keys[-1:] == ("value",) else keys
 
 
-def _unwrapped(fields: Any) -> Any:
-    """``fields`` without the dictionary around each array that NNX's variables become."""
+def _unwrap_variables(fields: Any) -> Any:
+    """``fields`` without the dictionaries around arrays that were NNX's variables."""
 
     def is_variable(x: Any) -> bool:
         is_one = isinstance(x, Mapping) and [*x] == ["value"]
@@ -252,8 +252,8 @@ def _unwrapped(fields: Any) -> Any:
     return jax.tree.map(lambda x: x["value"], fields, is_leaf=is_variable)
 
 
-def _in_kind_of(new: Any, old: Any) -> Any:
-    """An array of NumPy's where the old one is."""
+def _array_like(new: Any, old: Any) -> Any:
+    """``new`` as a NumPy array if ``old`` is one, and as a JAX array otherwise."""
     is_numpy = isinstance(old, np.ndarray | np.generic | int)
     return np.asarray(new, np.asarray(old).dtype) if is_numpy else jax.numpy.asarray(new)
 
@@ -275,7 +275,7 @@ def _set(node: Any, path: KeyPath, new: Any) -> Any:
 
 
 def _one_level(node: Any) -> tuple[list[tuple[KeyPath, Any]], Any]:
-    """The children of a node with their keys, and how to build a node of children."""
+    """The children of a node with their keys, and the treedef that rebuilds it from them."""
     return tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
 
 
@@ -284,5 +284,5 @@ def _is_leaf(node: Any, children: list[tuple[KeyPath, Any]]) -> bool:
 
 
 def _is_empty(x: Any) -> bool:
-    """Whether a mask has left nothing: Optax has a ``MaskedNode`` there, a dictionary less."""
+    """Whether a mask left nothing: a ``MaskedNode``, which a restored checkpoint may not keep."""
     return x is None or (isinstance(x, Mapping | list | tuple) and not len(x))

@@ -1,4 +1,4 @@
-"""Which parameter each entry of an optimizer's state belongs to, where it has only a number."""
+"""Finds the parameter of each entry in an optimizer's state whose entries are only numbered."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ Shape = tuple[int, ...]
 
 
 class ModuleMapping(dict[str, Leaf]):
-    """A mapping in the order of a live module's parameters, which is that of its optimizer."""
+    """A mapping in the order of a live module's parameters, which its optimizer has too."""
 
 
 def names_in_order(
@@ -23,18 +23,18 @@ def names_in_order(
 ) -> list[str]:
     """``names`` in the order of the optimizer's ``entries``.
 
-    An optimizer's state goes by number, in the order in which the module registered its
-    parameters. A model's dictionary has that order, unless something has sorted it, as
-    safetensors does ("10.weight" stands before "2.weight"). Parameters of one shape are never
-    told apart by a guess: where nothing decides, this raises.
+    An optimizer's state is numbered in the order in which the module registered its parameters.
+    A model's dictionary has the same order, unless something has sorted it, as safetensors does
+    ("10.weight" comes before "2.weight"). The order of parameters of the same shape is never
+    guessed: if nothing decides it, this raises.
 
     Args:
       names: The parameters in the order of the model's dictionary.
       shapes: Their shapes, by name.
       entries: The shape of each entry of the state; None if it has no arrays.
-      mapped: The same names in the order of the mapping; None if there is none.
+      mapped: The same names in the order of the mapping; None without a mapping.
       from_module: Whether ``names`` are known to be in the module's order.
-      by_file: Whether they are known to be in an order of the file's own.
+      by_file: Whether they are known to be in the file's own order.
     """
     names = list(names)
     by_shape = {shapes[name]: name for name in names}
@@ -56,8 +56,8 @@ def names_in_order(
         return names
     repeated = {shape for shape, count in Counter(shapes[n] for n in names).items() if count > 1}
     raise ValueError(
-        "the optimizer's state has numbers where its parameters should have names, and their order "
-        f"is not certain: {listed([n for n in names if shapes[n] in repeated] or names)} have one "
-        "shape. Pass names=, their names in the order in which the optimizer received them, as "
-        "model.named_parameters() gives it"
+        "the optimizer's state numbers its parameters instead of naming them, and their order is "
+        f"not certain: {listed([n for n in names if shapes[n] in repeated] or names)} have the "
+        "same shape. Pass names=, their names in the order in which the optimizer received them, "
+        "as model.named_parameters() gives it"
     )

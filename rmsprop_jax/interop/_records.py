@@ -9,13 +9,13 @@ import numpy as np
 
 
 class Record(NamedTuple):
-    """A parameter and what RMSprop keeps of it, in the framework's layout.
+    """A parameter and its averages, in the framework's layout.
 
     Attributes:
       value: The parameter itself.
-      square: The average of its squared gradient; ``None`` if the optimizer has no state of it.
+      square: The average of its squared gradient; ``None`` if the optimizer has no state for it.
       mean: The average of its gradient; ``None`` if the optimizer is not centred.
-      momentum: Its momentum buffer, in Optax's sign; ``None`` without momentum.
+      momentum: Its momentum buffer, with Optax's sign; ``None`` without momentum.
     """
 
     value: np.ndarray
@@ -61,8 +61,8 @@ def check_square(name: str, x: np.ndarray) -> None:
     if any((part < 0).any() for part in parts):
         raise ValueError(
             f"{name} is an average of squares and must not be negative, got "
-            f"{float(min(part.min() for part in parts)):.3g}; the checkpoint is damaged or of "
-            "another optimizer"
+            f"{float(min(part.min() for part in parts)):.3g}; the checkpoint is damaged or "
+            "belongs to another optimizer"
         )
 
 

@@ -1,4 +1,4 @@
-"""Reads the arrays of an optimizer's state by the keys of their parameters, and fills one."""
+"""Reads the arrays of an optimizer's state by their parameters' keys, and fills a state."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def no_fields() -> Fields:
 
 
 def read_state(state: Any) -> Fields:
-    """The arrays of a state, or of the state of a train state, averages in at least float32."""
+    """The arrays of a state, or of a train state's, with averages in at least float32."""
     state, fields = getattr(state, "opt_state", state), no_fields()
     for path, leaf in tree_leaves_with_path(_states.dequantize(state)):
         field, keys = _field_and_keys(path)
@@ -39,7 +39,7 @@ def read_state(state: Any) -> Fields:
 def fill_state(like: Any, fields: Mapping[str, Mapping[Keys, Any]], step: int | None) -> Any:
     """A state like ``like`` with the arrays of ``fields``: the inverse of `read_state`.
 
-    What ``fields`` lack stays as in ``like``, which then must hold arrays.
+    Arrays that ``fields`` lacks stay as in ``like``, which must then hold arrays.
     """
 
     def array(path: KeyPath, old: Any) -> Any:
@@ -62,9 +62,9 @@ def _real_or_imaginary(arrays: Mapping[Keys, Any], keys: Keys) -> np.ndarray | N
     """
     if keys in arrays or not keys:
         return arrays.get(keys)
-    whole = arrays.get(keys[:-1])
-    part: Callable[[Any], Any] | None = {"real": np.real, "imaginary": np.imag}.get(keys[-1])
-    return part(whole) if part and whole is not None else None
+    joined = arrays.get(keys[:-1])
+    part_of: Callable[[Any], Any] | None = {"real": np.real, "imaginary": np.imag}.get(keys[-1])
+    return part_of(joined) if part_of and joined is not None else None
 
 
 def join_complex(arrays: Mapping[Keys, Any], keys: Keys) -> np.ndarray | None:
@@ -84,8 +84,8 @@ def check_state(
 ) -> None:
     """Raises unless ``state`` is a state of ``dialect``.
 
-    It must have all leaves of ``without_step``, in any storage dtype, and no others than those
-    of ``with_step``, which was built with `options_that_count_steps`.
+    It must have all leaves of ``without_step``, in any dtype, and only leaves of ``with_step``, the
+    optimizer built with `options_that_count_steps`.
     """
 
     def leaves(tree: Any) -> dict[Keys, str]:
@@ -105,14 +105,17 @@ def check_state(
 
 
 def options_that_count_steps(rate_name: str, state: Any) -> dict[str, Any]:
-    """Hyperparameters with which a dialect keeps every step that ``state`` may keep.
+    """Hyperparameters for which a dialect keeps every step that ``state`` may keep.
 
     These are a schedule, as the argument ``rate_name``, and low-precision averages if ``state``
     has any.
     """
     leaves = jax.tree.leaves(state, is_leaf=_states.is_quantized)
-    low = any(_states.is_quantized(x) or x.dtype == jnp.bfloat16 for x in leaves)
-    return {rate_name: lambda _: 0.0, "accumulator_dtype": jnp.bfloat16 if low else None}
+    is_low_precision = any(_states.is_quantized(x) or x.dtype == jnp.bfloat16 for x in leaves)
+    return {
+        rate_name: lambda _: 0.0,
+        "accumulator_dtype": jnp.bfloat16 if is_low_precision else None,
+    }
 
 
 def step_in(fields: Mapping[str, Mapping[Keys, Any]]) -> int | None:
@@ -133,7 +136,7 @@ def resolve_step(state: Any, step: Any) -> int:
 
 
 def checked_step(name: str, step: Any) -> int:
-    """A step as an integer; it must be a whole number >= 0, in whatever array or float."""
+    """A step as an integer; it must be a whole number >= 0, of any array or float type."""
     number = np.asarray(step)
     if number.dtype.kind == "f" and number.shape == () and float(number).is_integer():
         return checked_step(name, int(number))

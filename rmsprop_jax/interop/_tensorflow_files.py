@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoint files, of both its versions: every variable by name."""
+"""Checkpoint files of TensorFlow 1 and 2: every variable by name."""
 
 import os
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ def read(prefix: Source) -> dict[str, Any]:
         raise ValueError(f"{prefix} is a folder: pass the prefix of a checkpoint{example}")
     if prefix.endswith(".index") or ".data-" in prefix:
         short = prefix.removesuffix(".index").partition(".data-")[0]
-        raise ValueError(f"{prefix} is a part of a checkpoint: pass its prefix, {short}")
+        raise ValueError(f"{prefix} is one file of a checkpoint: pass its prefix, {short}")
     try:
         reader = tf.train.load_checkpoint(prefix)
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0][:150]
-        raise ValueError(f"{prefix} is not a whole checkpoint of TensorFlow: {reason}") from error
+        raise ValueError(f"{prefix} is not a complete TensorFlow checkpoint: {reason}") from error
 
 
 def write(variables: Mapping[str, Any], prefix: Source) -> None:
@@ -37,7 +37,7 @@ def write(variables: Mapping[str, Any], prefix: Source) -> None:
     # The file `.data` is written beside the `.index`, and moved with it.
     with (
         replacing(f"{os.fspath(prefix)}.index") as [index],
-        # Fed, and in a graph of its own: constants of a graph hold two gigabytes only.
+        # Fed, and in a graph of its own: a graph's constants are limited to two gigabytes.
         tf.Graph().as_default(),
         tf.compat.v1.Session() as session,
     ):

@@ -1,4 +1,4 @@
-"""Checkpoints of TensorFlow 2, of objects: of ``model.save_weights`` or ``tf.train.Checkpoint``."""
+"""TensorFlow 2's object-based checkpoints: ``model.save_weights``, ``tf.train.Checkpoint``."""
 
 import re
 from collections.abc import Mapping
@@ -60,10 +60,10 @@ def read(
 
 
 def write(path: Source, places: Places, changes: Changes) -> None:
-    """Replaces the checkpoint by one that differs in the changed arrays only."""
+    """Replaces the checkpoint with a copy in which only the changed arrays differ."""
     old = _tensorflow_files.read(path)
     new = places.changed(changes, lambda key: jax_dtype(np.asarray(old[key]).dtype))
-    # An array of bytes would lose zeros at their end; the graph of objects is bytes.
+    # The object graph is bytes: as an array of bytes it would lose zeros at its end.
     kept = {k: np.array(x, object) if isinstance(x, bytes) else x for k, x in old.items()}
     _tensorflow_files.write(kept | new, path)
 
@@ -79,15 +79,17 @@ def _slots(arrays: Mapping[str, Any]) -> tuple[dict[str, dict[str, str]], str]:
             optimizers.add(optimizer)
     if any(re.search(r"(^|/)(_variables/\d+|_iterations)/", key) for key in arrays):
         raise ValueError(
-            "its optimizer is of TensorFlow 2.11 or later, whose checkpoints have numbers where "
-            "names should be: load the model in its framework and pass it, or save it as .h5"
+            "its optimizer is from TensorFlow 2.11 or later, whose checkpoints number "
+            "variables instead of naming them: load the model in its framework and pass it, or "
+            "save it as .h5"
         )
     if not optimizers:
         raise ValueError(f"it holds no optimizer of TensorFlow 2, only {listed(sorted(arrays))}")
     kinds = {slot for keys in slots.values() for slot in keys}
     if len(optimizers) > 1 or "rms" not in kinds or not kinds <= {"rms", "momentum", "mg"}:
         raise ValueError(
-            f"not one RMSprop of tf.keras: the slots are {sorted(kinds)} of {sorted(optimizers)}"
+            f"not a single RMSprop of tf.keras: the slots are {sorted(kinds)} of "
+            f"{sorted(optimizers)}"
         )
     return slots, optimizers.pop()
 
@@ -95,7 +97,7 @@ def _slots(arrays: Mapping[str, Any]) -> tuple[dict[str, dict[str, str]], str]:
 def _config(
     arrays: Mapping[str, Any], optimizer: str, slots: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Any]:
-    """The hyperparameters that the checkpoint holds: not epsilon, nor a schedule."""
+    """The hyperparameters that the checkpoint holds: neither epsilon nor a schedule."""
     keys = {
         name: f"{optimizer}/{name}{_END}" for name in ("learning_rate", "rho", "momentum", "decay")
     }
@@ -108,10 +110,10 @@ def _config(
 def _names(
     graph: Any, paths: Mapping[str, Any], params: Any, mapping: Mapping[str, Leaf] | None
 ) -> dict[str, str]:
-    """{path: name}: the names that the mapping, or ``params``, speak of.
+    """{path: name}, with the kind of names that the mapping, or ``params``, use.
 
     These are the checkpoint's own, "layer_with_weights-0/kernel", or those of the variables,
-    "conv/kernel", which it keeps beside them.
+    "conv/kernel", which it keeps, too.
     """
     own = {path: path for path in paths}
     named = {path: _full_names(graph).get(path) or path for path in paths}

@@ -1,4 +1,4 @@
-"""What people save of a torch run: finds the model and the optimizer in it, reads and writes it."""
+"""Finds the model and the optimizer in what was saved of a torch run; reads and writes it."""
 
 import os
 import re
@@ -9,28 +9,28 @@ from typing import Any, NamedTuple
 from rmsprop_jax.interop._files import is_path, replacing
 from rmsprop_jax.interop._mapping import listed, shortened
 
-# The keys that are taken where several values look like a model's state_dict, the first there is.
+# If several values look like a model's state_dict, the first of these keys that is there wins.
 _MODEL_KEYS = ("model_state_dict", "state_dict", "model")
 _OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer")
-# What transformers and accelerate write into a folder.
+# The files that transformers and accelerate write into a folder.
 _MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin")
 _OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
 
 
 class Contents(NamedTuple):
-    """What a checkpoint contains, as torch has it.
+    """The contents of a torch checkpoint.
 
     Attributes:
       model: The model's ``state_dict``.
-      optimizer: The optimizer's; ``None`` if there is none.
-      whole: The content of each file, or the dictionary that was given.
-      model_at: The file of the model, and the keys that lead to it there.
-      optimizer_at: The same of the optimizer.
+      optimizer: The optimizer's ``state_dict``; ``None`` if there is none.
+      loaded: The content of each file, or the dictionary that was given.
+      model_at: The index of the model's file, and the keys that lead to the model in it.
+      optimizer_at: The same for the optimizer.
     """
 
     model: Mapping[str, Any]
     optimizer: Mapping[str, Any] | None
-    whole: Sequence[Mapping[str, Any]]
+    loaded: Sequence[Mapping[str, Any]]
     model_at: tuple[Any, ...]
     optimizer_at: tuple[Any, ...] | None
 
@@ -48,27 +48,27 @@ def read(source: Any) -> Contents:
 
 
 def files_of(source: Any) -> list[str] | None:
-    """The paths of the files that ``source`` is; None if it is a dictionary."""
+    """The paths of the files that ``source`` names; None if it is a dictionary."""
     if is_path(source):
         path = os.fspath(source)
         return _files_in(Path(path)) if os.path.isdir(path) else [path]
     if isinstance(source, tuple | list) and len(source) == 2 and all(map(is_path, source)):
         if os.path.realpath(source[0]) == os.path.realpath(source[1]):
-            raise ValueError(f"the pair of files has {os.fspath(source[0])} twice; pass it alone")
+            raise ValueError(f"the pair of files is {os.fspath(source[0])} twice; pass it alone")
         return [os.fspath(file) for file in source]
     return None
 
 
 def write(contents: Contents, model: Any, optimizer: Any, target: Any) -> Any:
-    """The checkpoint with another model and optimizer, as a dictionary or in its files."""
-    whole = _put(list(contents.whole), contents.model_at, model)
+    """The checkpoint with a new model and optimizer, as a dictionary or in its files."""
+    new = _replace_at(list(contents.loaded), contents.model_at, model)
     if contents.optimizer_at is not None:
-        whole = _put(whole, contents.optimizer_at, optimizer)
+        new = _replace_at(new, contents.optimizer_at, optimizer)
     files = files_of(target)
     if files is None:
-        return whole[0]
+        return new[0]
     with replacing(*files) as paths:
-        for path, content in zip(paths, whole, strict=True):
+        for path, content in zip(paths, new, strict=True):
             _write_file(path, content)
     return target
 
@@ -97,13 +97,13 @@ def _read_file(file: str) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (FileNotFoundError, ImportError):
         raise
-    except Exception as error:  # Whatever the unpickler raises on the bytes that it finds.
+    except Exception as error:  # Whatever the unpickler raises on the bytes it finds.
         own_class = re.search(r"GLOBAL (\S+)", str(error))
         reason = (
             f"it contains a {own_class[1]}, and reading that may run code. If you trust the file, "
             "read it with torch.load(..., weights_only=False), and pass the dictionary"
             if own_class
-            else "it is damaged, or no file of torch.save"
+            else "it is damaged, or was not written by torch.save"
         )
         raise ValueError(f"{file} cannot be read: {reason}") from error
 
@@ -119,11 +119,11 @@ def _write_file(path: Path, content: Any) -> None:
     save_file({name: x.contiguous() for name, x in content.items()}, path, {"format": "pt"})
 
 
-def _find(whole: Sequence[Any]) -> Contents:
+def _find(loaded: Sequence[Any]) -> Contents:
     """The one model and the one optimizer in one or two dictionaries."""
     models: dict[tuple[Any, ...], Any] = {}
     optimizers: dict[tuple[Any, ...], Any] = {}
-    for i, content in enumerate(whole):
+    for i, content in enumerate(loaded):
         found_models: dict[tuple[Any, ...], Any] = {}
         found_optimizers: dict[tuple[Any, ...], Any] = {}
         if isinstance(content, Mapping):
@@ -131,16 +131,16 @@ def _find(whole: Sequence[Any]) -> Contents:
                 parts = enumerate(value) if isinstance(value, list) else [(None, value)]
                 for j, part in parts:
                     at = (i, key) if j is None else (i, key, j)
-                    _sort(part, at, found_models, found_optimizers)
+                    _classify(part, at, found_models, found_optimizers)
         if not found_models and not found_optimizers:
-            _sort(content, (i,), found_models, found_optimizers)
+            _classify(content, (i,), found_models, found_optimizers)
         # Of a pair, the first file has the model and the second the optimizer.
         models |= found_models if i == 0 else {}
-        optimizers |= found_optimizers if i == len(whole) - 1 else {}
-    model_at = _only(models, _MODEL_KEYS, "models")
-    optimizer_at = _only(optimizers, _OPTIMIZER_KEYS, "optimizers")
+        optimizers |= found_optimizers if i == len(loaded) - 1 else {}
+    model_at = _choose(models, _MODEL_KEYS, "models")
+    optimizer_at = _choose(optimizers, _OPTIMIZER_KEYS, "optimizers")
     if model_at is None:
-        content = whole[0] if len(whole) == 1 else whole
+        content = loaded[0] if len(loaded) == 1 else loaded
         found = listed(content) if isinstance(content, Mapping) else shortened(content)
         raise ValueError(
             "a checkpoint must be a dictionary of the state_dicts of a model and its optimizer, as "
@@ -148,10 +148,10 @@ def _find(whole: Sequence[Any]) -> Contents:
             "these keys"
         )
     optimizer = None if optimizer_at is None else optimizers[optimizer_at]
-    return Contents(models[model_at], optimizer, whole, model_at, optimizer_at)
+    return Contents(models[model_at], optimizer, loaded, model_at, optimizer_at)
 
 
-def _sort(
+def _classify(
     value: Any, at: tuple[Any, ...], models: dict[Any, Any], optimizers: dict[Any, Any]
 ) -> None:
     """Puts ``value`` among models or optimizers, if it looks like the state_dict of one."""
@@ -163,7 +163,7 @@ def _sort(
         models[at] = value
 
 
-def _only(
+def _choose(
     found: Mapping[tuple[Any, ...], Any], keys: Sequence[str], kind: str
 ) -> tuple[Any, ...] | None:
     for key in keys:
@@ -178,11 +178,11 @@ def _only(
     return next(iter(found), None)
 
 
-def _put(tree: Any, at: tuple[Any, ...], value: Any) -> Any:
+def _replace_at(tree: Any, at: tuple[Any, ...], value: Any) -> Any:
     """A copy of nested dictionaries and lists, with ``value`` at the keys ``at``."""
     if not at:
         return value
     key, *rest = at
     copied = list(tree) if isinstance(tree, list | tuple) else dict(tree)
-    copied[key] = _put(tree[key], tuple(rest), value)
+    copied[key] = _replace_at(tree[key], tuple(rest), value)
     return copied

@@ -1,4 +1,4 @@
-"""A torch optimizer's parameter groups: whose RMSprop they are, and which parameters they train."""
+"""A torch optimizer's parameter groups: which RMSprop they belong to, and what they train."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,12 @@ _OTHERS = {
     "timm": {"decoupled_decay": False, "lr_in_momentum": True},
     "stable_baselines3": {},
 }
-# What some version of torch, or a scheduler of it, has written into a group.
+# Keys that some version of torch, or one of its schedulers, has written into a group.
 _TORCH_KEYS = {
     *_REQUIRED, *_DEFAULTS, "maximize", "foreach", "fused", "capturable", "differentiable",
     "params", "param_names", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum",
 }  # fmt: skip
-# Options of timm that its dialect does not have; they change nothing where they are False.
+# Options of timm that its dialect does not have; they have no effect if False.
 _TIMM_OPTIONS = ("caution", "corrected_weight_decay")
 _TIMM_KEYS = {*_OTHERS["timm"], *_TIMM_OPTIONS, "max_lr_snapshot", "lr_scale"}
 _BATCH_NORM = ("running_mean", "running_var", "num_batches_tracked")
@@ -45,10 +45,10 @@ class Model(NamedTuple):
     """The arrays of a model's ``state_dict``.
 
     Attributes:
-      arrays: By name.
-      aliases: {name: the first name of the same tensor}; another one where weights are tied.
-      from_module: Whether they are known to be in the order in which the module has them.
-      by_file: Whether they are known to be in an order of the file's own.
+      arrays: The arrays by name.
+      aliases: {name: the first name of the same tensor}; the two differ if weights are tied.
+      from_module: Whether they are known to be in the module's order.
+      by_file: Whether they are known to be in the file's own order.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -102,7 +102,7 @@ def read_group(
     """The parameters ``names``, trained by a dialect with these hyperparameters."""
     options = as_python_numbers({**hyperparameters, **overrides})
     dialect = getattr(dialects, kind)
-    dialect(**options)  # Refuses bad values before `slots` reads them.
+    dialect(**options)  # Rejects bad values before `slots` reads them.
     slots = {
         "square": "square_avg",
         "mean": "grad_avg" if options.get("centered") else None,
@@ -123,10 +123,10 @@ def names_of(
 
     Args:
       model: The model.
-      groups: The optimizer's.
+      groups: The optimizer's groups.
       entries: {index: the shape of its averages}, for those that have any.
-      mapping: The user's.
-      params: The user's.
+      mapping: The user's mapping.
+      params: The user's parameters.
       given: The user's ``names``.
     """
     indices = [index for group in groups for index in group["params"]]
@@ -163,18 +163,18 @@ def _in_order(
     mapping: Mapping[str, Leaf] | None,
     mapped: Mapping[str, Any],
 ) -> list[str]:
-    """``names`` in the order of the optimizer's state, which has numbers only."""
+    """``names`` in the order of the optimizer's state, which is only numbered."""
     wanted = set(names)
     order = [name for name in mapped if name in wanted]
-    is_whole = mapping is not None and len(order) == len(names)
-    if is_whole and isinstance(mapping, ModuleMapping):
+    is_complete = mapping is not None and len(order) == len(names)
+    if is_complete and isinstance(mapping, ModuleMapping):
         return order
     shapes = {name: model.arrays[name].shape for name in names}
     return names_in_order(
         names,
         shapes,
         entries,
-        order if is_whole else None,
+        order if is_complete else None,
         from_module=model.from_module,
         by_file=model.by_file,
     )
@@ -199,9 +199,9 @@ def _is_parameter(name: str, x: Any, model: Model) -> bool:
 def _check_names(names: Sequence[str], indices: Sequence[Any], model: Model) -> None:
     if len(names) != len(indices) or len(set(names)) != len(names):
         raise ValueError(
-            f"the optimizer has {len(indices)} parameters, which cannot be the {len(names)} names "
-            f"{listed(names)} of the model. Complete the mapping, or pass names=, the names of the "
-            "optimizer's parameters in its order"
+            f"the optimizer's {len(indices)} parameters cannot be the model's {len(names)}, "
+            f"{listed(names)}. Complete the mapping, or pass names=, the names of the optimizer's "
+            "parameters in its order"
         )
     if unknown := [name for name in names if name not in model.arrays]:
         raise ValueError(f"the model has no {listed(unknown, 80)}; it has {listed(model.arrays)}")
@@ -224,12 +224,12 @@ def _hyperparameters(i: int, group: Mapping[str, Any], kind: str) -> dict[str, A
         if key not in allowed:
             raise ValueError(
                 f"{where} has {key!r}, which no version of torch.optim.RMSprop has: its rule may "
-                "be another one. If it is not, delete the key from the group"
+                "differ. If it does not, delete the key from the group"
             )
     for option in _TIMM_OPTIONS:
         if group.get(option):
             raise ValueError(
-                f"{where} has {option}={group[option]}, which dialects.timm does not have"
+                f"{where} has {option}={group[option]}, which dialects.timm does not support"
             )
     defaults = {**_DEFAULTS, **_OTHERS[kind]}
     required = {name: group[name] for name in _REQUIRED}
@@ -247,7 +247,7 @@ def _overrides_of_group(i: int, groups: int, overrides: Mapping[str, Any]) -> di
 
 
 def warn_of_scheduler(groups: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]) -> None:
-    """Warns if a scheduler set a number of this run, which then goes on as it is."""
+    """Warns if a scheduler set a number of this run, which is then kept constant."""
     for name, marks in {
         "lr": ("initial_lr",),
         "momentum": ("base_momentum", "max_momentum"),
@@ -256,10 +256,10 @@ def warn_of_scheduler(groups: Sequence[Mapping[str, Any]], overrides: Mapping[st
         if name in overrides or not marked:
             continue
         values = [as_python_numbers({name: group.get(name)})[name] for group in marked]
-        advice = "the rest of the schedule as one of Optax, or " if name == "lr" else ""
+        advice = "the rest of the schedule as an Optax schedule, or " if name == "lr" else ""
         warnings.warn(
-            f"a scheduler set the {name} of this run, and the checkpoint has its present value "
-            f"alone: it stays {listed(values)[1:-1]} from now on. Pass {name}=, {advice}this "
+            f"a scheduler set the {name} of this run, but the checkpoint has only its current "
+            f"value: it stays {listed(values)[1:-1]} from now on. Pass {name}=, {advice}this "
             "number if that is what you want",
             stacklevel=3,
         )

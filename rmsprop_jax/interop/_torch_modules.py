@@ -30,7 +30,7 @@ _FLAX: dict[str, dict[str, tuple[str, tuple[int, ...] | None]]] = {
     },
 }
 _NOT_IN_FLAX = "num_batches_tracked"
-# They mix or move the channels, so that behind them the order of a flattened image is not known.
+# They mix or move channels: after them, the order of a flattened image is not known.
 _MOVES_CHANNELS = ("permute", "transpose", "movedim", "swapaxes", "cat", "concat", "stack")
 
 
@@ -43,9 +43,9 @@ def mapping_of(model: Any) -> dict[str, Leaf]:
     `Restored.buffers`. All other arrays keep their names and axes. Print the mapping, and change
     it where your network differs.
 
-    A linear layer behind a flattened image is given Flax's order of the pixels, with channels
-    last, where ``torch.fx`` can trace ``model.forward``. Where it cannot, a warning names the
-    layers that may be such ones.
+    A linear layer after a flattened image gets Flax's order of pixels, with channels last, if
+    ``torch.fx`` can trace ``model.forward``. If it cannot, a warning names the layers that may
+    follow one.
 
     Example:
       >>> import torch
@@ -73,7 +73,7 @@ def mapping_of(model: Any) -> dict[str, Leaf]:
         layer = type(model.get_submodule(module)).__name__
         key, transpose = _FLAX.get(layer, {}).get(kind, (kind, None))
         mapping[name] = Leaf("/".join([*filter(None, module.split(".")), key]), transpose)
-    for layer, channels in _behind_images(model).items():
+    for layer, channels in _after_images(model).items():
         name = f"{layer}.weight".removeprefix(".")
         outputs, inputs = model.get_submodule(layer).weight.shape
         mapping[name] = mapping[name]._replace(
@@ -82,8 +82,8 @@ def mapping_of(model: Any) -> dict[str, Leaf]:
     return mapping
 
 
-def _behind_images(model: Any) -> dict[str, int]:
-    """The linear layers that flatten an image, and its channels."""
+def _after_images(model: Any) -> dict[str, int]:
+    """{name: channels} for the linear layers whose input is a flattened image."""
     import torch
 
     modules = dict(model.named_modules())
@@ -108,8 +108,8 @@ def _behind_images(model: Any) -> dict[str, int]:
 
 
 def _follow_channels(graph: Any, modules: dict[str, Any]) -> tuple[dict[str, int], set[str]]:
-    """Linear layers whose inputs are an image's pixels: with its channels, and with others."""
-    # Of each value in the graph: channels of the image that it is, None, or 0 if they have moved.
+    """Linear layers after flattened images: {name: channels}, and those with unknown channels."""
+    # For each value in the graph: an image's channels, 0 if they have moved, None if it is none.
     channels: dict[Any, int | None] = {}
     found: dict[str, int] = {}
     unknown: set[str] = set()
@@ -138,7 +138,7 @@ def _warn(layers: set[str]) -> None:
     name = min(layers)
     warnings.warn(
         f"mapping_of cannot see whether {listed(sorted(layers))} follow a flattened image, which "
-        "torch keeps with channels first and Flax with channels last. Where one does, give its "
+        "torch keeps with channels first and Flax with channels last. If one does, give its "
         f'mapping["{name}.weight"] reshape=(outputs, channels, pixels), transpose=(2, 1, 0)',
         stacklevel=4,
     )

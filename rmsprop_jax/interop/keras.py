@@ -1,4 +1,4 @@
-"""Checkpoints of Keras's RMSprop, of Keras 3 and of ``tf.keras``: read, continue, write back.
+"""Checkpoints of RMSprop in Keras 3 and ``tf.keras``: read, continue in JAX, write back.
 
 A checkpoint is a live model or optimizer, or a file: ``.keras``, ``.h5``, ``.weights.h5``, or the
 prefix of a TensorFlow 2 checkpoint. Keras 3 may run on any of its backends.
@@ -42,36 +42,36 @@ def load(
 ) -> Restored:
     """Loads a run of Keras's RMSprop, to continue with `dialects.keras` or `dialects.tf_keras`.
 
-    The rule of ``tf.keras`` until TensorFlow 2.10, now ``tf_keras.optimizers.legacy``, is
+    The rule of ``tf.keras`` up to TensorFlow 2.10, now ``tf_keras.optimizers.legacy``, is
     `dialects.tf_keras`; all others are `dialects.keras`.
 
     Args:
-      source: A compiled model; an optimizer of Keras 3, built; a ``LossScaleOptimizer`` around
+      source: A compiled model; a built optimizer of Keras 3; a ``LossScaleOptimizer`` around
         one; or a path:
 
-        - a ``.keras`` file. If the model has layers of your own, load it yourself and pass it;
-        - an ``.h5`` file of a whole model, of Keras 3 or of ``tf.keras``;
+        - a ``.keras`` file. If the model has custom layers, load it yourself and pass it;
+        - an ``.h5`` file of a whole model, from Keras 3 or ``tf.keras``;
         - a ``.weights.h5`` file of Keras 3;
         - the prefix of a TensorFlow 2 checkpoint of the legacy optimizer, as
           ``model.save_weights`` of ``tf.keras`` and ``tf.train.Checkpoint`` write it.
       params: A tree with the structure, shapes and dtypes of the parameters to return.
         Its values are used only for leaves that begin anew.
-      mapping: For each variable that the optimizer trains, the `Leaf` of ``params`` that
-        holds it, by the variable's ``path``, and for others that are wanted, such as
-        BatchNorm's moving averages, the path in `Restored.buffers`. ``None`` maps every path to
-        itself. The model's name before all paths need not be given. A ``.weights.h5`` file has
-        numbers: the second variable of the layer "dense" is ``dense/1``, unless ``names`` are
+      mapping: By the ``path`` of each variable that the optimizer trains, the `Leaf` of
+        ``params`` that holds it; for other variables that you want, such as BatchNorm's moving
+        averages, the path in `Restored.buffers`. ``None`` maps every path to itself. The model's
+        name at the start of all paths may be left out. A ``.weights.h5`` file numbers its
+        variables: the second one of the layer "dense" is ``dense/1``, unless ``names`` are
         given. A TensorFlow 2 checkpoint has both ``layer_with_weights-0/kernel`` and
-        ``dense/kernel``.
-      names: Of a ``.weights.h5`` file: ``[v.path for v in model.trainable_variables]``. Needed
-        only where shapes do not show the order of the layers; an error then asks for them.
-      missing: ``"fresh"`` begins the averages of leaves anew that the checkpoint does not have,
-        or with another shape, and lists them in `Restored.fresh`; ``"error"`` raises.
+        ``dense/kernel``; use either.
+      names: For a ``.weights.h5`` file: ``[v.path for v in model.trainable_variables]``. Needed
+        only if the shapes do not show the order of the layers; an error then asks for them.
+      missing: ``"fresh"`` begins new averages for leaves that the checkpoint lacks or has in
+        another shape, and lists them in `Restored.fresh`; ``"error"`` raises.
       **hyperparameters: Arguments of the dialect that replace the optimizer's. A file of
-        weights holds the learning rate only, and a TensorFlow 2 checkpoint no ``epsilon``: give
-        what that run gave to its optimizer. A schedule of Keras is not converted: give
-        ``learning_rate`` an Optax schedule. Without one a live optimizer goes on at the
-        schedule's present rate, with a warning.
+        weights holds only the learning rate, and a TensorFlow 2 checkpoint no ``epsilon``: pass
+        what that run passed to its optimizer. Keras's schedules are not converted: pass an
+        Optax schedule as ``learning_rate``. Without one, a live optimizer continues at the
+        schedule's current rate, with a warning.
 
     Returns:
       A `Restored`. Its ``buffers`` are empty if ``source`` is an optimizer.
@@ -108,7 +108,7 @@ def save(
     step: int | None = None,
     buffers: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Writes parameters and state into a checkpoint, whose hyperparameters stay.
+    """Writes parameters and state into a checkpoint, whose hyperparameters are kept.
 
     Args:
       target: A checkpoint that `load` accepts. The variables of a live one are assigned; files
@@ -126,7 +126,7 @@ def save(
 
     Raises:
       ValueError, TypeError: As in `load`; also if ``state`` and ``target`` differ in
-        whether they are centred or have momentum. Nothing has been assigned or written then.
+        whether they are centred or have momentum. Nothing is then assigned or written.
       OSError: If the file cannot be written; the old one is unchanged.
 
     Example:
@@ -159,9 +159,9 @@ def _opened(
     overrides: Mapping[str, Any] | None,
     state: Any = None,
 ) -> _Opened:
-    """The checkpoint in whatever format. To save, ``overrides`` are None and ``state`` is given."""
+    """Opens any format. To save, ``overrides`` are None and ``state`` is given."""
     start = _start_of(source) if _files.is_path(source) else b""
-    if start == _HDF5 and _is_of_weights(source):
+    if start == _HDF5 and _has_only_weights(source):
         if overrides is None:
             # The file does not say which averages it has.
             found = read_state(state)
@@ -189,7 +189,7 @@ def _opened(
 
 
 def _start_of(path: str | os.PathLike) -> bytes:
-    """The first bytes of a file of Keras; none for a prefix of TensorFlow."""
+    """The first bytes of a Keras file; none for a TensorFlow prefix."""
     name = os.fspath(path)
     if os.path.exists(os.path.join(name, "variables", "variables.index")):
         raise ValueError(f"it is a SavedModel: pass {os.path.join(name, 'variables', 'variables')}")
@@ -200,10 +200,10 @@ def _start_of(path: str | os.PathLike) -> bytes:
     if start == _HDF5 or zipfile.is_zipfile(path):
         return start
     if name.endswith(".index") or ".data-" in name:
-        return b""  # Refused there, with the prefix.
-    raise ValueError("it is no file of Keras, neither .keras nor .h5, or it is damaged")
+        return b""  # TensorFlow's reader rejects it, and names the prefix.
+    raise ValueError("it is not a Keras file, neither .keras nor .h5, or it is damaged")
 
 
-def _is_of_weights(path: str | os.PathLike) -> bool:
+def _has_only_weights(path: str | os.PathLike) -> bool:
     with _keras_hdf5.opened(path) as file:
         return "model_weights" not in file

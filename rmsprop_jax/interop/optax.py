@@ -36,29 +36,30 @@ def load(
 ) -> Restored:
     """Loads a run of ``optax.rmsprop``, to continue with `rmsprop_jax.rmsprop`.
 
-    A state that `rmsprop` takes as it is is handed back with the same arrays: that of Optax,
-    unless it is centred, complex or in less than float32, and every one of `rmsprop` itself.
+    If `rmsprop` can use a state as it is, the same arrays are returned. That holds for every state
+    of `rmsprop` itself, and for Optax's unless it is centred, complex or below float32.
 
     Args:
-      source: A state with one ``optax.rmsprop`` in it: its own, or that of an ``optax.chain``,
-        ``inject_hyperparams``, ``MultiSteps`` or ``partition`` around it, or a train state. It
-        may have come back in dictionaries and lists, as Orbax and Flax restore it without a
-        target.
-      params: The parameters; they are returned unchanged. Behind ``partition`` or ``masked``
-        these are all parameters, or only those that RMSprop trains.
+      source: A state that contains one ``optax.rmsprop`` state: that state itself, that of an
+        ``optax.chain``, ``inject_hyperparams``, ``MultiSteps`` or ``partition`` around it, or a
+        train state. It may consist of dictionaries and lists, as Orbax and Flax restore it
+        without a target.
+      params: The parameters; they are returned unchanged. Inside ``partition`` or ``masked``,
+        pass all parameters, or only those that RMSprop trains.
       accumulator_dtype: The dtype in which to keep the averages from now on.
       **hyperparameters: The arguments of ``optax.rmsprop`` in that run. Its state does not
-        hold them, but that of ``inject_hyperparams(optax.rmsprop)`` holds numbers: these need
-        not be given, and those that are given win. A schedule must be given.
+        hold them; only ``inject_hyperparams(optax.rmsprop)`` keeps those that are numbers. They
+        are read, unless you pass others. A schedule must be passed.
 
     Returns:
-      A `Restored`. Its state is that of RMSprop alone, to be put where ``source`` has it. Where
-      a mask leaves out parameters, the state has ``optax.MaskedNode``, as Optax's: its optimizer
-      takes gradients that are masked alike, as in ``optax.partition``, and raises on others.
+      A `Restored`. Its state is that of RMSprop alone; put it where ``source`` has its own. Where
+      a mask leaves out parameters, it has ``optax.MaskedNode``, as Optax's state does. The
+      optimizer then takes gradients with the same mask, as in ``optax.partition``, and raises on
+      others.
 
     Raises:
-      ValueError: If ``source`` has no state of that optimizer for those parameters or more than
-        one, or a number in it cannot be. The message names the leaf.
+      ValueError: If ``source`` has no state of that optimizer for those parameters, or more than
+        one, or contains an invalid number. The message names the leaf.
       TypeError: If an array is not floating point, or a hyperparameter is unknown.
 
     Example:
@@ -104,17 +105,17 @@ def save(
     """Converts a state of `rmsprop_jax.rmsprop` to that of ``optax.rmsprop`` inside ``target``.
 
     Args:
-      target: A state with one ``optax.rmsprop`` in it, such as ``init`` returns: everything that
-        `load` reads.
+      target: A state that contains one ``optax.rmsprop`` state, such as ``init`` returns:
+        anything that `load` reads.
       params: The parameters, as in `load`.
-      state: The state of `rmsprop_jax.rmsprop`, or one with it inside.
+      state: The state of `rmsprop_jax.rmsprop`, or one that contains it.
       accumulator_dtype: The dtype in which ``state`` keeps its averages.
       **hyperparameters: The arguments of both optimizers, as in `load`.
 
     Returns:
-      ``target`` with the state of RMSprop in it replaced, in the same containers and dtypes. With
-      it Optax continues the run. Around it all is as in ``target``, such as the counters of
-      ``MultiSteps``; only those of ``inject_hyperparams`` follow, if ``state`` counts steps.
+      ``target`` with its RMSprop state replaced, in the same containers and dtypes. Optax can
+      continue the run from it. Everything else is as in ``target``, such as the counters of
+      ``MultiSteps``; only those of ``inject_hyperparams`` are set, if ``state`` counts steps.
 
     Raises:
       ValueError, TypeError: As in `load`.
@@ -148,9 +149,9 @@ def save(
     return _optax_parts.replace(target, part, filled, step)
 
 
-def _find(name: str, whole: Any, given: Mapping[str, Any]) -> tuple[Part, dict[str, Any]]:
+def _find(name: str, outer: Any, given: Mapping[str, Any]) -> tuple[Part, dict[str, Any]]:
     """The RMSprop part of a state, and all hyperparameters."""
-    part = _optax_parts.find(name, whole)
+    part = _optax_parts.find(name, outer)
     hyperparameters = _optax_parts.injected_hyperparameters(name, part, given) | dict(given)
     if callable(hyperparameters.get("learning_rate")):
         part = _optax_parts.with_schedule(part)
@@ -162,7 +163,7 @@ def _trained(params: Any, part: Part) -> Any:
 
 
 def _fits(state: Any, like: Any) -> bool:
-    """Whether ``state`` is one of the optimizer that ``like`` is of."""
+    """Whether ``state`` has the structure, shapes and dtypes of ``like``."""
     if jax.tree.structure(state) != jax.tree.structure(like):
         return False
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True)
@@ -170,7 +171,7 @@ def _fits(state: Any, like: Any) -> bool:
 
 
 def _center(fields: _state.Fields, step: int | None, **hyperparameters: Any) -> None:
-    """Puts the mean and the variance of `rmsprop` in place of Optax's mean and mean square."""
+    """Replaces Optax's mean and mean square with the mean and variance of `rmsprop`."""
     start, correction = _start_and_correction(step, **hyperparameters)
     for keys, mean in fields["mu"].items():
         corrected = mean / correction

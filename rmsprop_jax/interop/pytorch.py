@@ -1,10 +1,10 @@
-"""Checkpoints of ``torch.optim.RMSprop`` and its kin: read, continue in JAX, write back.
+"""Checkpoints of ``torch.optim.RMSprop`` and its variants: read, continue in JAX, write back.
 
-A checkpoint is what people save: a dictionary of the model's and the optimizer's ``state_dict``
+A checkpoint is whatever people save: a dictionary of the model's and the optimizer's ``state_dict``
 as in `PyTorch's tutorial
 <https://docs.pytorch.org/tutorials/recipes/recipes/saving_and_loading_a_general_checkpoint.html>`_,
 a file of it, Lightning's ``.ckpt``, or a pair of files such as ``model.safetensors`` and
-``optimizer.pt``. Arrays are tensors or NumPy's.
+``optimizer.pt``. Arrays are tensors or NumPy arrays.
 """
 
 import copy
@@ -48,13 +48,13 @@ def load(
 ) -> Restored:
     """Loads a run of ``torch.optim.RMSprop``, to continue with `dialects.pytorch`.
 
-    A run of timm's ``RMSpropTF`` continues with `dialects.timm`: its groups show what it is.
-    Those of Stable-Baselines3's ``RMSpropTFLike`` look like torch's, although its rule is
-    another: for such a run pass ``dialect="stable_baselines3"``.
+    A run of timm's ``RMSpropTF`` continues with `dialects.timm`; it is recognized by its groups.
+    The groups of Stable-Baselines3's ``RMSpropTFLike`` look like torch's, but its rule differs:
+    for such a run, pass ``dialect="stable_baselines3"``.
 
     Args:
       source: A dictionary with the ``state_dict`` of a model and that of its optimizer, under
-        whatever keys; the path of a file to which ``torch.save`` wrote it; a pair of paths,
+        any keys; the path of a file to which ``torch.save`` wrote it; a pair of paths,
         (model, optimizer), of which the first may end in ``.safetensors``; or a folder with such
         a pair, as transformers writes it. Files are read with ``weights_only=True``.
       params: A tree with the structure, shapes and dtypes of the parameters to return, such as
@@ -65,15 +65,15 @@ def load(
         (``module.``, ``_orig_mod.``, ``net.``) need not be given.
       names: The names of the parameters, in the order in which the optimizer received them.
         Not needed if it was built from ``model.named_parameters()``, because the checkpoint
-        then holds the names. Nor if it has one group, and the mapping, the model's dictionary
-        or the shapes show the order; where they do not, an error asks for ``names``.
+        then holds the names, nor if it has one group, and the mapping, the model's dictionary
+        or the shapes show the order. If they do not, an error asks for ``names``.
       dialect: ``"pytorch"``, ``"timm"`` or ``"stable_baselines3"``; ``None`` tells the first two
         apart by the keys of the groups.
-      missing: ``"fresh"`` begins the averages of parameters anew that have no state in the
-        checkpoint, and those of leaves that the checkpoint does not have or whose shape has
-        changed, which also keep their given values. `Restored.fresh` lists them. With
-        ``"error"`` they are an error, unless the optimizer's state is empty altogether, as
-        before the first step. To keep a frozen parameter as it is, leave it out of ``params``.
+      missing: ``"fresh"`` begins new averages for parameters that have no state in the
+        checkpoint, and for leaves that the checkpoint lacks or has in another shape; these also
+        keep their given values. `Restored.fresh` lists both. ``"error"`` raises, unless the
+        optimizer's state is completely empty, as before the first step. To keep a frozen
+        parameter as it is, leave it out of ``params``.
       **hyperparameters: Arguments of the dialect that replace those in the checkpoint, such as
         ``lr=schedule``: torch saves only the current rate. A list gives one value per group.
 
@@ -155,9 +155,9 @@ def save(
         `Restored.buffers`. ``None`` leaves those of ``target``.
 
     Returns:
-      ``target`` if it is a path or two, otherwise a new dictionary with two state dictionaries
-      for ``load_state_dict``. Arrays are tensors where those of ``target`` are, with the same
-      dtype and on the same device.
+      ``target`` if it is a path or a pair of paths, otherwise a new dictionary with two state
+      dictionaries for ``load_state_dict``. Arrays are tensors where those of ``target`` are, with
+      the same dtype and on the same device.
 
     Raises:
       ValueError, TypeError: As in `load`; also if ``state`` and the optimizer of ``target``
@@ -167,7 +167,7 @@ def save(
     with _files.errors_name(target):
         contents = _torch_files.read(target)
         if contents.optimizer is None:
-            raise ValueError("target has no optimizer: give one to which the averages are written")
+            raise ValueError("target has no optimizer to write the averages to")
         checkpoint, index_of = _read(contents, params, mapping, names, dialect, {})
         changes = _convert.save(checkpoint, params, state, mapping, step=step, buffers=buffers)
         return _write(contents, index_of, changes, target)
@@ -177,7 +177,7 @@ def _model(state_dict: Mapping[str, Any]) -> Model:
     return Model(
         _arrays(state_dict),
         _aliases(state_dict),
-        # A module marks the dictionary of its arrays so, which has their order.
+        # The mark of a dictionary from the module itself, which is in the module's order.
         from_module=hasattr(state_dict, "_metadata"),
         by_file=isinstance(state_dict, _torch_files.ByFile),
     )
@@ -197,10 +197,10 @@ def _read(
     model = _model(contents.model)
     shapes = {index: np.shape(x["square_avg"]) for index, x in entries.items() if "square_avg" in x}
     name_of = names_of(model, groups, shapes, mapping, params, names)
-    if strangers := [index for index in entries if index not in name_of]:
+    if unknown := [index for index in entries if index not in name_of]:
         raise ValueError(
-            f"the optimizer's state has {listed(strangers)}, which are in none of its "
-            "param_groups: the state is of another optimizer"
+            f"the optimizer's state has {listed(unknown)}, which are in none of its "
+            "param_groups: the state belongs to another optimizer"
         )
     states, steps = {}, [0]
     for index, entry in entries.items():
@@ -259,7 +259,7 @@ def _arrays(model: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _aliases(model: Mapping[str, Any]) -> dict[str, str]:
-    """{name: the first name of the same tensor}: another one where weights are tied."""
+    """{name: the first name of the same tensor}; the two differ if weights are tied."""
     first: dict[Any, str] = {}
     return {
         name: first.setdefault((x.data_ptr(), x.shape), name)

@@ -44,12 +44,12 @@ def load(
       params: A tree with the structure, shapes and dtypes of the parameters to return.
         Its values are used only for leaves that begin anew.
       mapping: For each variable that the optimizer trains, the `Leaf` of ``params`` that
-        holds it, and for others that are wanted, such as moving averages, the path in
+        holds it; for other variables that you want, such as moving averages, the path in
         `Restored.buffers`. ``None`` maps every name to itself.
       name: The optimizer's name, as in TensorFlow.
       step: Steps taken; ``None`` reads the variable ``global_step``, if there is one.
-      missing: ``"fresh"`` begins the averages of leaves anew that the checkpoint does not have,
-        or with another shape, and lists them in `Restored.fresh`; ``"error"`` raises.
+      missing: ``"fresh"`` begins new averages for leaves that the checkpoint lacks or has in
+        another shape, and lists them in `Restored.fresh`; ``"error"`` raises.
       **hyperparameters: The arguments of `dialects.tensorflow_v1` in that run. Only a
         wrong ``centered`` can be detected: TensorFlow always keeps a momentum buffer,
         which is dropped here without ``momentum``.
@@ -82,7 +82,7 @@ def load(
     with _files.errors_name(source):
         variables = source if isinstance(source, Mapping) else _tensorflow_files.read(source)
         options = _records.as_python_numbers(hyperparameters)
-        dialects.tensorflow_v1(**options)  # Refuses bad values before `_slots` reads them.
+        dialects.tensorflow_v1(**options)  # Rejects bad values before `_slots` reads them.
         if step is None and _STEP in variables:
             step = checked_step(_STEP, variables[_STEP])
         elif step is not None:

@@ -1,4 +1,4 @@
-"""Imports the frameworks once, with the warnings that their own imports give."""
+"""Imports the frameworks once, ignoring the warnings of their imports."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""Three steps in Keras, three in JAX, and back, on the backend of KERAS_BACKEND."""
+"""Three steps in Keras, three in JAX, and back to Keras, on the backend in KERAS_BACKEND."""
 
 import jax
 import jax.numpy as jnp

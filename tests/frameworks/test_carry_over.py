@@ -1,8 +1,8 @@
 """Real runs carried from each framework to JAX and back: a small network on the digits.
 
-The framework trains 100 steps. Then it goes on by itself, and JAX goes on from its
-checkpoint, on the same batches: after 100 steps the parameters agree. JAX's are
-carried back, and the framework goes on with them for 100 more.
+The framework trains 100 steps. Then it continues by itself, and JAX continues from its
+checkpoint on the same batches: after 100 steps the parameters agree. JAX's are then
+carried back, and the framework continues from them for 100 more.
 """
 
 import itertools
@@ -49,7 +49,7 @@ OPTIONS = [
 ]
 
 
-# Of a layer behind the convolution, which only some runs have.
+# For a layer after the convolution, which only some runs have.
 BATCH_NORM = {"scale": np.ones(8, np.float32), "bias": np.zeros(8, np.float32)}
 STATISTICS = {"norm": {"mean": np.zeros(8, np.float32), "var": np.ones(8, np.float32)}}
 
@@ -68,7 +68,7 @@ def normalize(x, params, statistics, training):
 
 
 def network(params, buffers, images, training):
-    """Logits and new buffers. Smooth, so that a rounding does not grow to another branch."""
+    """Logits and new buffers. Smooth, so that rounding cannot select another branch."""
     x = jax.lax.conv_general_dilated(
         images, params["conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -88,7 +88,7 @@ def loss(params, buffers, images, labels):
     return losses.mean(), buffers
 
 
-def go_on(restored, batches):
+def train_in_jax(restored, batches):
     """Parameters, state and buffers after the steps that JAX takes from ``restored``."""
 
     @jax.jit
@@ -169,13 +169,13 @@ class Torch:
 
 
 class Timm(Torch):
-    """timm's rule is told by its groups."""
+    """A run with timm's rule, which is recognized by its groups."""
 
     optimizer_class = module_alone("timm.optim.rmsprop_tf").RMSpropTF
 
 
 class StableBaselines3(Torch):
-    """Stable-Baselines3's rule looks like torch's, and must be given."""
+    """A run with Stable-Baselines3's rule, whose groups look like torch's: it must be named."""
 
     optimizer_class = module_alone(
         "stable_baselines3.common.sb2_compat.rmsprop_tf_like"
@@ -184,7 +184,7 @@ class StableBaselines3(Torch):
 
 
 class TorchBatchNorm(Torch):
-    """A run whose model keeps running statistics, too."""
+    """A run whose model also keeps running statistics."""
 
     like = LIKE | {
         "conv": {"kernel": LIKE["conv"]["kernel"]},
@@ -243,7 +243,7 @@ class Keras:
 
 
 class KerasFile(Keras):
-    """The same from a `.keras` file and back."""
+    """A run in Keras, through a `.keras` file."""
 
     def load(self):
         self.model.save(self.file)
@@ -257,7 +257,7 @@ class KerasFile(Keras):
 
 
 class KerasWeights(Keras):
-    """The same from a `.weights.h5` file and back; it holds no hyperparameters."""
+    """A run in Keras, through a `.weights.h5` file, which holds no hyperparameters."""
 
     def __init__(self, options, folder):
         super().__init__(options, folder)
@@ -281,7 +281,7 @@ class KerasWeights(Keras):
 
 
 class TfKeras(Keras):
-    """A run in tf.keras 2, whose optimizer needs its model, through a `.h5` file."""
+    """A run in tf.keras 2, whose optimizer needs its model, through an `.h5` file."""
 
     def __init__(self, options, folder):
         self.file = folder / "run.h5"
@@ -294,7 +294,7 @@ class TfKeras(Keras):
 
     def write(self):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # That HDF5 is an old format.
+            warnings.simplefilter("ignore")  # HDF5 is an old format.
             self.model.save(self.file)
 
     def save(self, params, state, step, buffers):
@@ -377,7 +377,7 @@ FILES = [KerasFile, KerasWeights]
     [*itertools.product(RULES, OPTIONS), *itertools.product(FILES, OPTIONS[::3])],
     ids=lambda x: getattr(x, "__name__", str(x)),
 )
-def test_a_run_goes_on_in_jax_and_back(framework, options, tmp_path):
+def test_a_run_continues_in_jax_and_back(framework, options, tmp_path):
     first, second, third = BATCHES[:STEPS], BATCHES[STEPS : 2 * STEPS], BATCHES[2 * STEPS :]
     theirs = framework(options, tmp_path)
     theirs.train(first)
@@ -395,7 +395,7 @@ def test_a_run_goes_on_in_jax_and_back(framework, options, tmp_path):
     assert min(moved) > 0.01
 
     theirs.train(second)
-    params, state, buffers = go_on(restored, second)
+    params, state, buffers = train_in_jax(restored, second)
     assert_agree(params, theirs.load().params)
     assert_agree(buffers, theirs.load().buffers)
 
@@ -417,6 +417,6 @@ def test_logits_of_a_restored_model_with_batch_norm(tmp_path):
         expected = theirs.model(torch_images(batch)).numpy()
     logits, _ = network(restored.params, restored.buffers, IMAGES[batch], training=False)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-    # Without the running statistics they are wrong, and nothing says so.
+    # Without the running statistics the logits are wrong, and nothing says so.
     wrong, _ = network(restored.params, STATISTICS, IMAGES[batch], training=False)
     assert abs(wrong - expected).max() > 1

@@ -1,4 +1,4 @@
-"""Checkpoints as the frameworks write them: files, groups, dtypes, and what is rejected."""
+"""Checkpoints that the frameworks wrote: files, groups, dtypes, and which are rejected."""
 
 import os
 import subprocess
@@ -300,7 +300,7 @@ def test_keras_on_each_backend(backend):
     assert result.stdout.split()[-2:] == [backend, "agrees"]
 
 
-def test_schedule_of_keras_has_one_of_ours():
+def test_schedule_of_keras_is_replaced_by_one_of_optax():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
     model = keras_model(learning_rate=schedule)
     with pytest.warns(UserWarning, match=r"ExponentialDecay.*0\.05.*learning_rate="):
@@ -317,7 +317,7 @@ def test_schedule_of_keras_has_one_of_ours():
 
 def test_schedule_object_of_keras_is_rejected():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
-    with pytest.raises(ValueError, match=r"ExponentialDecay.*one for Optax"):
+    with pytest.raises(ValueError, match=r"ExponentialDecay.*written for Optax"):
         load_keras(keras_model(), learning_rate=schedule)
 
 
@@ -327,7 +327,7 @@ def test_folder_of_tensorflow_is_rejected(tmp_path):
 
 
 class RMSprop(keras.optimizers.RMSprop):
-    """Somebody's own, of the same name."""
+    """A user's own subclass with the same name."""
 
 
 KERAS_REJECTED = {
@@ -364,10 +364,10 @@ def test_keras_constraint_is_rejected():
         load_keras(model)
 
 
-def test_keras_variables_of_one_path_are_rejected():
+def test_keras_variables_with_the_same_path_are_rejected():
     optimizer = keras.optimizers.RMSprop()
     optimizer.build([keras.Variable(np.ones(2), name="w") for _ in range(2)])
-    with pytest.raises(ValueError, match="two variables have one path"):
+    with pytest.raises(ValueError, match="two variables have the same path"):
         interop.keras.load(optimizer, {"w": jnp.zeros(2)})
 
 

@@ -1,4 +1,4 @@
-"""Every format of Keras: trained there, continued in JAX as there, written back and read there."""
+"""Every format of Keras: a run trained there continues in JAX alike, and is read there again."""
 
 import json
 import os
@@ -38,7 +38,7 @@ FULL = {"momentum": 0.9, "centered": True}
 
 
 def network(framework, optimizer):
-    """The second dense layer is before the first in the alphabet."""
+    """A model whose second dense layer comes before the first in the alphabet."""
     framework.utils.set_random_seed(0)
     layers = framework.layers
     model = framework.Sequential(
@@ -99,19 +99,19 @@ def like():
     return tree({path: jnp.zeros(shape) for path, shape in SHAPES.items()})
 
 
-# What a run holds, as its framework says: {"value" or a slot of ours: {path: array}}, and its step.
+# A run's contents according to its framework: {"value" or our slot: {path: array}}, and its step.
 
 
-def of_keras_3(model):
+def contents_in_keras_3(model):
     arrays = [v.numpy() for v in model.optimizer.variables[2:]]
     blocks = [arrays[i : i + len(SHAPES)] for i in range(0, len(arrays), len(SHAPES))]
     config = model.optimizer.get_config()
     fields = ["nu", *["trace"] * (config["momentum"] > 0), *["mu"] * config["centered"]]
     found = dict(zip(fields, (dict(zip(SHAPES, b, strict=True)) for b in blocks), strict=True))
-    return found | of_model(model)
+    return found | contents_of_model(model)
 
 
-def of_model(model):
+def contents_of_model(model):
     found = {getattr(v, "path", v.name).removesuffix(":0"): v.numpy() for v in model.variables}
     found = {"/".join(path.split("/")[-2:]): x for path, x in found.items()}
     return {
@@ -121,7 +121,7 @@ def of_model(model):
     }
 
 
-def of_legacy(model):
+def contents_in_legacy(model):
     fields = {"rms": "nu", "momentum": "trace", "mg": "mu"}
     found = {
         field: {
@@ -131,30 +131,30 @@ def of_legacy(model):
         for slot, field in fields.items()
         if slot in model.optimizer.get_slot_names()
     }
-    return found | of_model(model)
+    return found | contents_of_model(model)
 
 
-def of_tf_keras(model):
+def contents_in_tf_keras(model):
     optimizer, found = model.optimizer, {}
     fields = {"velocity": "nu", "momentum": "trace", "average_gradient": "mu"}
     for v in optimizer.variables:
         parts = v.name.removesuffix(":0").removeprefix("RMSprop/").split("/")
         if parts[0] in fields:
             found.setdefault(fields[parts[0]], {})["/".join(parts[1:])] = v.numpy()
-    return found | of_model(model)
+    return found | contents_of_model(model)
 
 
 def quietly(call, *args, **options):
-    """Saves an .h5 file, which Keras advises against."""
+    """Calls a function without warnings: Keras advises against .h5 files."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return call(*args, **options)
 
 
 class Format:
-    """How a framework writes one format and reads it again."""
+    """How a framework writes a format and reads it back."""
 
-    framework, contents, options = keras, staticmethod(of_keras_3), {}
+    framework, contents, options = keras, staticmethod(contents_in_keras_3), {}
 
     def model(self, **options):
         optimizer = self.framework.optimizers.RMSprop(0.01, epsilon=1e-3, **options)
@@ -191,7 +191,7 @@ class H5(Format):
 
 class KerasH5(H5):
     def read(self, source, new):
-        """By hand: Keras 3.15 reads its own optimizer's arrays wrongly."""
+        """Reads by hand: Keras 3.15 misreads its own optimizer's arrays."""
         with h5py.File(source) as file:
             averages = file["optimizer_weights"]
             for v, name in zip(
@@ -217,11 +217,11 @@ class Weights(Format):
 
 
 class OfTfKeras:
-    framework, contents = tf_keras, staticmethod(of_tf_keras)
+    framework, contents = tf_keras, staticmethod(contents_in_tf_keras)
 
 
 class OfLegacy:
-    framework, contents = tf_keras, staticmethod(of_legacy)
+    framework, contents = tf_keras, staticmethod(contents_in_legacy)
 
     def model(self, **options):
         optimizer = tf_keras.optimizers.legacy.RMSprop(0.01, epsilon=1e-3, **options)
@@ -283,7 +283,7 @@ FORMATS = {
 
 
 def mapping_for(name):
-    """The .weights.h5 file has numbers; the others' paths are those of params."""
+    """A mapping for .weights.h5 files, which have numbers; the others have the paths of params."""
     if name != ".weights.h5":
         return None
     layers = dict.fromkeys(("conv", "z", "a"), ("kernel", "bias"))
@@ -296,7 +296,7 @@ def mapping_for(name):
 
 
 def leaves(values):
-    """{path of two parts: array}; a live model's buffers are below its name."""
+    """{last two parts of the path: array}; a live model's buffers are below its name."""
     return {
         "/".join(jax.tree_util.keystr((k,), simple=True) for k in path[-2:]): np.asarray(x)
         for path, x in jax.tree_util.tree_leaves_with_path(values)
@@ -304,7 +304,7 @@ def leaves(values):
 
 
 def fields_of(state):
-    """{field: {path: array}}, with momentum in Keras's sign and the mean square."""
+    """{field: {path: array}}, with Keras's sign of momentum, and with mean squares."""
     found = {field: {} for field in ("nu", "mu", "trace", "var")}
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         names = [jax.tree_util.keystr((k,), simple=True) for k in path]
@@ -333,7 +333,7 @@ def assert_same(found, expected, **tolerance):
 
 
 def assert_holds(restored, contents):
-    """The run that was restored is what the framework says it is."""
+    """The restored run is the one that the framework reports."""
     assert_same(leaves(restored.params), contents["value"], rtol=0)
     fields = fields_of(restored.state)
     assert {"value", "moving", "step", *fields} == {*contents}
@@ -342,7 +342,7 @@ def assert_holds(restored, contents):
     assert restored.step == contents["step"]
 
 
-@pytest.mark.parametrize("options", [FULL, {}], ids=["full", "plain"])
+@pytest.mark.parametrize("options", [FULL, {}], ids=["full", "default"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_there_and_back(name, options, tmp_path):
     how, mapping = FORMATS[name](), mapping_for(name)
@@ -373,11 +373,11 @@ def test_there_and_back(name, options, tmp_path):
     assert_same(leaves(again.params), leaves(params), rtol=0)
 
 
-# What is refused, and what is left as it was.
+# Bad input is rejected, and files are left unchanged.
 
 
 def dense(optimizer, framework=keras, **options):
-    """A small model, one step trained."""
+    """A small model, trained for one step."""
     framework.utils.set_random_seed(0)
     layers = [framework.Input((3,)), framework.layers.Dense(2, name="dense")]
     model = framework.Sequential(layers, name="net")
@@ -391,7 +391,7 @@ DENSE_NUMBERS = {"dense/0": Leaf("dense/kernel"), "dense/1": Leaf("dense/bias")}
 
 
 def through_h5(optimizer, folder):
-    """A .keras file of a model that was saved as .h5 before: Keras 3.15 loses the optimizer."""
+    """A .keras file of a model that was loaded from .h5: Keras 3.15 loses the optimizer."""
     quietly(dense(optimizer).save, folder / "before.h5")
     model = quietly(keras.models.load_model, folder / "before.h5")
     model.save(folder / "run.keras")
@@ -399,7 +399,7 @@ def through_h5(optimizer, folder):
 
 
 def after_h5(optimizer, folder):
-    """A .keras file of a model that was saved as .h5, too: Keras 3.15 leaves the optimizer out."""
+    """A .keras file of a model that was saved as .h5 first: Keras 3.15 leaves the optimizer out."""
     model = dense(optimizer)
     quietly(model.save, folder / "before.h5")
     model.save(folder / "run.keras")
@@ -411,7 +411,7 @@ def unchanged(*contents):
 
 
 def rewritten(file, change):
-    """A .keras file with its configuration and weights changed by ``change(config, weights)``."""
+    """A .keras file after ``change(config, weights)``."""
     with zipfile.ZipFile(file) as old:
         contents = {name: old.read(name) for name in old.namelist()}
     config = json.loads(contents["config.json"])
@@ -529,9 +529,9 @@ def unbuilt(optimizer, framework):
 
 
 LEGACY = tf_keras.optimizers.legacy
-REFUSED = {
+REJECTED = {
     "Adam": (lambda _: dense(adam()), "not a keras.optimizers.RMSprop.*Adam"),
-    "Adam, .h5, .keras": (lambda folder: through_h5(adam(), folder), "trained by Adam"),
+    "Adam, .h5, .keras": (lambda folder: through_h5(adam(), folder), "trained with Adam"),
     "lost by Keras": (
         lambda folder: through_h5(keras.optimizers.RMSprop(), folder),
         "could not load all of it: Skipping variable",
@@ -541,7 +541,7 @@ REFUSED = {
         lambda folder: after_h5(keras.optimizers.RMSprop(rho=0.5), folder),
         "names no optimizer.*pass that .h5",
     ),
-    "Adam, .h5": (lambda folder: h5_file(folder, optimizer=adam()), "trained by Adam"),
+    "Adam, .h5": (lambda folder: h5_file(folder, optimizer=adam()), "trained with Adam"),
     "Adam, .weights.h5": (lambda folder: weights_file(folder, adam()), "optimizer is 'adam"),
     "legacy Adam": (lambda folder: prefix(folder, LEGACY.Adam()), "slots are.*'m', 'v'"),
     "SGD": (lambda folder: prefix(folder, LEGACY.SGD(momentum=0.9)), r"slots are \['momentum'\]"),
@@ -557,14 +557,14 @@ REFUSED = {
     ),
     "one array less, tf_keras": (
         lambda folder: rewritten(tf_keras_file(folder), one_array_less),
-        "has 2 arrays of an optimizer, and the RMSprop in its configuration has 3",
+        "has 2 optimizer arrays, but the RMSprop in its configuration has 3",
     ),
     "legacy .keras": (
         lambda folder: tf_keras_file(folder, LEGACY.RMSprop()),
         "no optimizer state, only the model's",
     ),
     "cut .keras": (lambda folder: cut(keras_file(folder)), "damaged"),
-    "cut .h5": (lambda folder: cut(h5_file(folder)), "not a whole HDF5 file"),
+    "cut .h5": (lambda folder: cut(h5_file(folder)), "not a complete HDF5 file"),
     "a text": (
         lambda folder: cut(h5_file(folder)).write_text("a") and folder / "run.h5",
         "damaged",
@@ -576,11 +576,14 @@ REFUSED = {
     ),
     "array missing": (
         lambda folder: h5_file(folder, without_bias_velocity),
-        "not whole.*bias_velocity",
+        "incomplete.*bias_velocity",
     ),
-    "weight missing": (lambda folder: h5_file(folder, without_bias), "not whole.*dense/bias"),
-    "another zip": (another_zip, r"no \.keras file, but a zip of \['data.pkl'\]"),
-    "slot too many": (lambda folder: h5_file(folder, renamed_average), "other.*no weight"),
+    "weight missing": (lambda folder: h5_file(folder, without_bias), "incomplete.*dense/bias"),
+    "another zip": (another_zip, r"not a \.keras file, but a zip of \['data.pkl'\]"),
+    "slot too many": (
+        lambda folder: h5_file(folder, renamed_average),
+        "other.*none of the weights",
+    ),
     "constraint": (
         lambda folder: h5_file(
             folder,
@@ -602,13 +605,13 @@ REFUSED = {
             dense(LEGACY.RMSprop(), tf_keras).save_weights(folder / "a.weights.h5")
             or folder / "a.weights.h5"
         ),
-        "no state of an optimizer",
+        "no optimizer state",
     ),
     "weights of tf_keras, .h5": (
         lambda folder: (
             dense(LEGACY.RMSprop(), tf_keras).save_weights(folder / "a.h5") or folder / "a.h5"
         ),
-        "no state of an optimizer",
+        "no optimizer state",
     ),
     ".index": (lambda folder: f"{prefix(folder)}.index", "pass its prefix"),
     "folder": (lambda folder: folder, "is a folder"),
@@ -636,9 +639,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused(case, tmp_path):
-    make, message = REFUSED[case]
+@pytest.mark.parametrize("case", REJECTED)
+def test_bad_input_is_rejected(case, tmp_path):
+    make, message = REJECTED[case]
     source = make(tmp_path)
     mapping = DENSE_NUMBERS if str(source).endswith(".weights.h5") else None
     with pytest.raises(ValueError, match=rf"(?s){message}") as error:
@@ -647,15 +650,15 @@ def test_refused(case, tmp_path):
         assert os.fspath(source) in str(error.value)
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_missing_files(tmp_path):
     for name in ("run.keras", "run.h5", "run.weights.h5"):
         with pytest.raises(FileNotFoundError):
             interop.keras.load(tmp_path / name, DENSE)
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
+    with pytest.raises(ValueError, match="not a complete TensorFlow checkpoint"):
         interop.keras.load(tmp_path / "run", DENSE)
 
 
-def test_layers_of_ones_own_are_loaded_by_oneself(tmp_path):
+def test_custom_layers_need_a_loaded_model(tmp_path):
     class Own(keras.layers.Dense):
         pass
 
@@ -713,14 +716,14 @@ def test_the_rate_decays_as_in_tf_keras(tmp_path):
     restored = interop.keras.load(file, like())
     assert restored.hyperparameters[0]["decay"] == 0.5
     params, state = train_jax(restored)
-    assert_same(leaves(params), of_legacy(train(model))["value"], rtol=2e-4, atol=2e-5)
+    assert_same(leaves(params), contents_in_legacy(train(model))["value"], rtol=2e-4, atol=2e-5)
     interop.keras.save(file, params, state)
     assert interop.keras.load(file, like()).step == 6
     by_hand = interop.keras.load(model, like(), decay=0.0)
     interop.keras.save(model, by_hand.params, by_hand.state, step=7)
 
 
-def test_loss_scaling_is_looked_into(tmp_path):
+def test_the_optimizer_inside_loss_scaling_is_found(tmp_path):
     model = dense(scaled())
     model.save(tmp_path / "run.keras")
     for source in (model, model.optimizer, tmp_path / "run.keras"):
@@ -757,13 +760,13 @@ def test_an_average_belongs_to_the_weight_of_the_longest_name():
         ("RMSprop/inner/dense/kernel/rms:0", True),
         ("RMSprop/velocity/inner/dense/kernel:0", False),
     ):
-        owner = _keras_hdf5._owner(key, weights, of_keras_3=False, legacy=legacy)
+        owner = _keras_hdf5._owner(key, weights, is_keras_3=False, legacy=legacy)
         assert owner == ("inner/dense/kernel", "rms" if legacy else "velocity")
-    with pytest.raises(ValueError, match="either of"):
+    with pytest.raises(ValueError, match="any of"):
         _keras_hdf5._owner("a/b_c_d_velocity", {"b/c_d": "", "b_c/d": ""}, True, False)
 
 
-def test_everything_else_of_a_checkpoint_is_kept(tmp_path):
+def test_everything_else_in_a_checkpoint_is_kept(tmp_path):
     model = dense(LEGACY.RMSprop(), tf_keras)
     others = {"note": tf.Variable(b"zero at its end\0"), "counts": tf.Variable([1, 2])}
     checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer, **others)
@@ -776,7 +779,7 @@ def test_everything_else_of_a_checkpoint_is_kept(tmp_path):
     for key, x in old.items():
         expected = 8 if "optimizer/iter" in key else x
         found = after.get_tensor(key)
-        # NumPy's comparison leaves out zeros at the end of bytes.
+        # NumPy ignores trailing zeros when it compares bytes.
         same = found == x if isinstance(x, bytes) else np.array_equal(found, expected)
         assert same, key
 
@@ -799,8 +802,8 @@ def numbers_in(state):
     return {path: x.flat[0] for path, x in fields_of(state)["nu"].items()}
 
 
-def test_layers_of_one_class_are_in_the_order_of_their_numbers(tmp_path):
-    """Twelve of one shape: in the file "dense_10" comes before "dense_2"."""
+def test_layers_of_a_class_are_in_the_order_of_their_numbers(tmp_path):
+    """Twelve of the same shape: in the file, "dense_10" comes before "dense_2"."""
     model = layers_model(*(keras.layers.Dense(3, name=f"x{11 - i}") for i in range(12)))
     model.save_weights(tmp_path / "run.weights.h5")
     params = tree({"/".join(v.path.split("/")[-2:]): v.numpy() for v in model.trainable_variables})
@@ -832,9 +835,9 @@ def test_an_order_that_is_not_certain_asks_for_names(tmp_path):
     model.load_weights(file)
     assert model.optimizer.iterations.numpy() == 3
     for wrong, message in (
-        (["y/gamma", *names[1:]], "no layer of 'y/gamma'"),
-        ([names[0], *names], "names must not have a name twice"),
-        ([*names[:2], "x/mean", "x/variance", "x/other"], "one more than the variables of x"),
+        (["y/gamma", *names[1:]], "no layer for 'y/gamma'"),
+        ([names[0], *names], "names must not repeat a name"),
+        ([*names[:2], "x/mean", "x/variance", "x/other"], "x has no variable left for 'x/other'"),
         (names[:2], "its optimizer has 6 arrays"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -843,7 +846,7 @@ def test_an_order_that_is_not_certain_asks_for_names(tmp_path):
         interop.keras.load(model, params, names=names)
 
 
-def test_layers_within_layers_have_the_names_of_both(tmp_path):
+def test_nested_layers_have_the_names_of_both(tmp_path):
     x = keras.Input((3, 4))
     y = keras.layers.MultiHeadAttention(2, 2, name="att")(x, x)
     y = keras.layers.Dense(3, name="mid")(y)
@@ -868,7 +871,7 @@ def test_layers_within_layers_have_the_names_of_both(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, restored.state, live.state)
 
 
-def test_hyperparameters_must_fit_the_file_of_weights(tmp_path):
+def test_hyperparameters_must_fit_the_weights_file(tmp_path):
     file = weights_file(tmp_path, momentum=0.9)
     restored = interop.keras.load(file, DENSE, DENSE_NUMBERS, momentum=0.9)
     assert restored.hyperparameters[0]["learning_rate"] == pytest.approx(0.001)
@@ -881,7 +884,7 @@ def test_hyperparameters_must_fit_the_file_of_weights(tmp_path):
     interop.keras.load(file, DENSE, DENSE_NUMBERS, learning_rate=0.1)
 
 
-def test_averages_begin_anew_where_they_are_missing(tmp_path):
+def test_missing_averages_begin_anew(tmp_path):
     params = DENSE | {"head": {"kernel": jnp.ones((2, 2))}}
     for file in (h5_file(tmp_path), keras_file(tmp_path), prefix(tmp_path)):
         restored = interop.keras.load(file, params, missing="fresh")
@@ -955,7 +958,7 @@ def test_mode_and_links_are_kept(kind, tmp_path):
     source = make(tmp_path / "real")
     [file, *_] = sorted((tmp_path / "real").glob("*.index")) or [source]
     file.chmod(0o640)
-    # What a link leads to need not have Keras's suffix.
+    # The target of a link need not have Keras's suffix.
     target = file if kind == "TensorFlow 2" else file.rename(file.with_name("bytes"))
     link = tmp_path / file.name
     link.symlink_to(target)
@@ -969,7 +972,7 @@ def test_mode_and_links_are_kept(kind, tmp_path):
     assert interop.keras.load(path, DENSE, mapping, **options).step == 3
 
 
-def test_buffers_of_an_optimizer_alone_are_refused():
+def test_buffers_for_an_optimizer_alone_are_rejected():
     model = dense(keras.optimizers.RMSprop())
     restored = interop.keras.load(model.optimizer, DENSE)
     with pytest.raises(ValueError, match="buffers: the target has none; pass the model"):
@@ -978,8 +981,8 @@ def test_buffers_of_an_optimizer_alone_are_refused():
         )
 
 
-def test_the_dialects_are_those_of_the_rules(tmp_path):
-    """Without momentum eps stands outside the root in the one, inside in the other."""
+def test_each_rule_gets_its_dialect(tmp_path):
+    """Without momentum, the legacy rule adds eps outside the root, the newer one inside."""
     gradient = jax.tree.map(lambda w: jnp.full_like(w, 1e-4), DENSE)
     for optimizer, dialect in (
         (LEGACY.RMSprop(), dialects.tf_keras()),

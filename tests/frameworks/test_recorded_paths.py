@@ -1,4 +1,4 @@
-"""The recorded paths are what the frameworks do today. Needs the extra `frameworks`."""
+"""The recorded trajectories agree with the frameworks of today. Needs the extra `frameworks`."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def test_golden_is_current(fresh, subtests):
 
 
 def compare(new, old):
-    # NumPy makes the problem only, and that is compared below.
+    # NumPy only makes the problem, which is compared below.
     for record in (new, old):
         assert record["versions"].pop("numpy")
     assert new["versions"] == old["versions"]
@@ -40,7 +40,7 @@ def compare(new, old):
         assert new[given] == old[given]
     assert len(new["cases"]) == len(old["cases"])
     for new_case, old_case in zip(new["cases"], old["cases"], strict=True):
-        # Another CPU may round otherwise.
+        # Another CPU may round differently.
         new_path, old_path = (arrays(case.pop("path")) for case in (new_case, old_case))
         assert new_case == old_case
         assert_same_path(new_path, old_path, arrays(old["params"]), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Files as torch, safetensors, timm and others write them, and the mapping of a live module."""
+"""Files that torch, safetensors, timm and others wrote, and the mapping of a live module."""
 
 import os
 import stat
@@ -21,7 +21,7 @@ IMAGES = np.random.default_rng(0).standard_normal((6, 8, 8, 1)).astype(np.float3
 
 
 class Network(torch.nn.Module):
-    """Every kind of layer that `mapping_of` knows, and an image that is flattened."""
+    """The kinds of layer that `mapping_of` knows, and a flattened image."""
 
     def __init__(self):
         super().__init__()
@@ -75,7 +75,7 @@ def params_of(model=None):
 
 
 def assert_restored(restored, model, optimizer):
-    """Every value and average is where the mapping puts it."""
+    """Every value and average is where the mapping says."""
     mapping = interop.pytorch.mapping_of(model)
     squares = optax.tree_utils.tree_get(restored.state, "nu")
     for name, w in model.named_parameters():
@@ -127,7 +127,7 @@ def test_a_pair_is_written_back(pair):
     assert optimizer.state[model.output.bias]["step"] == 9
 
 
-def test_a_pair_is_the_model_of_one_and_the_optimizer_of_the_other(pair):
+def test_a_pair_is_the_first_files_model_and_the_seconds_optimizer(pair):
     model, optimizer, folder = pair
     mapping = interop.pytorch.mapping_of(model)
     other, its_optimizer = trained(steps=5)
@@ -137,17 +137,17 @@ def test_a_pair_is_the_model_of_one_and_the_optimizer_of_the_other(pair):
     restored = interop.pytorch.load(files, params_of(), mapping)
     assert_restored(restored, model, optimizer)
     assert restored.step == 3
-    # A second model beside that optimizer is not read.
+    # A model in the second file is not read.
     restored = interop.pytorch.load((folder / "model.safetensors", files[1]), params_of(), mapping)
     assert_restored(restored, model, optimizer)
-    with pytest.raises(ValueError, match=r"has .*a\.pt twice"):
+    with pytest.raises(ValueError, match=r"is .*a\.pt twice"):
         interop.pytorch.load((files[0], files[0]), params_of(), mapping)
     with pytest.raises(ValueError, match=r"a\.pt, .*b\.pt: "):
         interop.pytorch.load(files, {"x": jnp.zeros(1)}, {})
 
 
 def test_sorted_files_without_the_module_ask_for_names(tmp_path):
-    """Sequential's layers of one shape: in the file, 10 comes before 2."""
+    """Layers of the same shape in a Sequential: in the file, 10 comes before 2."""
     model = torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(11)))
     optimizer = torch.optim.RMSprop(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
@@ -175,21 +175,21 @@ def test_lightnings_file_and_a_compiled_model(tmp_path):
     model, optimizer = trained(momentum=0.9)
     compiled = {f"model._orig_mod.{name}": w for name, w in model.state_dict().items()}
     file = tmp_path / "epoch=1.ckpt"
-    whole = {"state_dict": compiled, "optimizer_states": [optimizer.state_dict()], "epoch": 1}
-    torch.save(whole | {"lr_schedulers": [], "callbacks": {}}, file)
+    content = {"state_dict": compiled, "optimizer_states": [optimizer.state_dict()], "epoch": 1}
+    torch.save(content | {"lr_schedulers": [], "callbacks": {}}, file)
     restored = interop.pytorch.load(file, params_of(), interop.pytorch.mapping_of(model))
     assert_restored(restored, model, optimizer)
 
 
 class Own:
-    """An object that is read only by running code."""
+    """An object that can only be read by running code."""
 
 
 BAD_FILES = {
     "an object": (lambda f: torch.save({"model": {}, "config": Own()}, f), "Own, and reading"),
-    "empty": (lambda f: f.write_bytes(b""), "damaged, or no file of torch.save"),
-    "text": (lambda f: f.write_text("weights"), "damaged, or no file of torch.save"),
-    "half": (lambda f: write_half(f), "damaged, or no file of torch.save"),
+    "empty": (lambda f: f.write_bytes(b""), "damaged, or was not written by torch.save"),
+    "text": (lambda f: f.write_text("weights"), "damaged, or was not written by torch.save"),
+    "half": (lambda f: write_half(f), "damaged, or was not written by torch.save"),
     "a tensor": (lambda f: torch.save(torch.ones(2), f), "must be a dictionary"),
     "a whole module": (lambda f: torch.save(torch.nn.Linear(2, 2), f), "linear.Linear"),
 }
@@ -224,7 +224,7 @@ def test_code_in_a_file_is_never_run(tmp_path, monkeypatch):
     assert [options["weights_only"] for options in seen] == [True, True]
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
         interop.pytorch.load(tmp_path / "gone.pt", params_of())
     with pytest.raises(ValueError, match=r"must have one of \['model\.safetensors'"):
@@ -242,7 +242,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
     def full(content, path):
         path.write_bytes(b"half")
-        # As torch tells of a full disk.
+        # As torch reports a full disk.
         raise RuntimeError("basic_ios::clear: iostream error")
 
     with monkeypatch.context() as patched:
@@ -255,10 +255,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-# What is read as what.
+# Which RMSprop it is.
 
 
-def test_bitsandbytes_is_refused():
+def test_bitsandbytes_is_rejected():
     rmsprop = pytest.importorskip("bitsandbytes").optim.RMSprop
     group = rmsprop([torch.nn.Parameter(torch.ones(2, 2))], 1e-3).state_dict()["param_groups"][0]
     state = {0: {"step": 1, "state1": torch.ones(2, 2)}}
@@ -280,7 +280,7 @@ TIMM_OPTIONS = [
 
 
 @pytest.mark.parametrize("options", TIMM_OPTIONS, ids=str)
-def test_timms_run_goes_on_by_its_rule(options):
+def test_timms_run_continues_with_its_rule(options):
     model, optimizer = trained(TIMM, **options)
     source = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
     mapping = interop.pytorch.mapping_of(model)
@@ -299,7 +299,7 @@ def test_timms_run_goes_on_by_its_rule(options):
 
 
 @pytest.mark.parametrize("option", ["caution", "corrected_weight_decay"])
-def test_options_of_timm_that_change_the_rule_are_refused(option):
+def test_options_of_timm_that_change_the_rule_are_rejected(option):
     model, optimizer = trained(TIMM, **{option: True})
     source = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
     with pytest.raises(ValueError, match=rf"param_groups\[0\] has {option}=True"):
@@ -341,10 +341,10 @@ def test_tensors_that_numpy_cannot_hold_are_named(kind):
         interop.pytorch.load(source, params_of(), interop.pytorch.mapping_of(model))
 
 
-# The way into Flax.
+# Continuing in Flax.
 
 
-def test_nnx_optimizer_goes_on_with_batch_norm():
+def test_nnx_optimizer_continues_with_batch_norm():
     """The documented way: `nnx.state`, `nnx.update`, and the state in `nnx.Optimizer`."""
     theirs, optimizer = trained(momentum=0.9, centered=True)
     source = {"model": theirs.state_dict(), "optimizer": optimizer.state_dict()}
@@ -392,7 +392,7 @@ def test_mapping_of_knows_batch_norm_and_the_flattened_image():
 
 
 class Permuted(torch.nn.Module):
-    """Channels last before it flattens: torch's order is Flax's already, but `fx` does not say."""
+    """Channels are last before the flattening: torch's order is Flax's, but `fx` cannot tell."""
 
     def __init__(self):
         super().__init__()
@@ -419,7 +419,7 @@ def test_mapping_of_says_what_it_cannot_see(module):
 
 
 class Pooled(torch.nn.Module):
-    """One pixel is left, so that any order is the same."""
+    """Only one pixel is left, so that all orders are the same."""
 
     def __init__(self):
         super().__init__()
@@ -434,7 +434,7 @@ class Pooled(torch.nn.Module):
 
 def test_mapping_of_is_quiet_where_nothing_is_in_doubt():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of itself.
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own.
         compiled = torch.compile(Pooled())
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
