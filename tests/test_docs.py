@@ -1,17 +1,20 @@
-"""Each line of code in docs/ that one would copy makes an optimizer. Its doctests run, too."""
+"""README and docs/: links, commands and names exist, and each line to copy makes an optimizer.
+
+Their examples are doctests, collected from the files themselves.
+"""
 
 import re
+from fnmatch import fnmatch
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from support.readme import ROOT
+from support.pages import PAGES, ROOT, anchors, prose
 
 import rmsprop_jax
 from rmsprop_jax import dialects, interop
 
-PAGES = {page.name: page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))}
 NAMES = {
     "dialects": dialects,
     "optax": optax,
@@ -21,10 +24,12 @@ NAMES = {
     "wd": 1e-3,
     "mu": 0.9,
 }
+# Behind "there" in the tables "coming from"; the last column in README.
+CELLS = {"README.md": r"\| `([^`]+\))` \|$", "docs/which_rmsprop.md": r"\| `([^`]+\))` \|"}
 LINES = [
-    (name, code)
-    for name, page in PAGES.items()
-    for code in dict.fromkeys(re.findall(r"\| `([^`]+\))` \|", page))
+    (page, code)
+    for page, cell in CELLS.items()
+    for code in dict.fromkeys(re.findall(cell, PAGES[page], re.MULTILINE))
 ]
 
 
@@ -42,18 +47,55 @@ def test_line_makes_an_optimizer(page, code):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#]+)", PAGES[page])
-    assert all((ROOT / "docs" / link).exists() for link in links if "://" not in link)
+    folder = (ROOT / page).parent
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", prose(PAGES[page])):
+        path, _, anchor = link.partition("#")
+        target = folder / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_are_where_it_says(page):
+    """Those of tests, benchmarks and examples, whatever is beside them in a command."""
+    text = prose(PAGES[page])
+    named = set(re.findall(r"(?:tests|benchmarks|examples|notebooks)/[\w/.-]*\w", text))
+    assert {name for name in named if not list(ROOT.glob(f"{name}*"))} == set()
+
+
+COMMANDS = [
+    (page, arguments)
+    for page, text in PAGES.items()
+    for arguments in re.findall(r"`pytest ([^`]+ -k [^`]+)`", prose(text))
+]
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 4
+
+
+@pytest.mark.parametrize(("page", "arguments"), COMMANDS, ids=str)
+def test_chosen_tests_exist(page, arguments):
+    file, _, word = arguments.partition(" -k ")
+    names = re.findall(r"def (test_\w+)", (ROOT / file).read_text())
+    assert [name for name in names if fnmatch(name, f"*{word}*")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_of_dialects_and_formats_exist(page):
+    assert set(re.findall(r"(?<!/)\bdialects\.(\w+)", PAGES[page])) <= set(dialects.DIALECTS)
+    called = set(re.findall(r"\binterop\.(\w+)\.(?:load|save|mapping_of)", PAGES[page]))
+    assert called <= set(interop.FORMATS)
 
 
 def test_every_dialect_is_explained():
-    named = set(re.findall(r"dialects\.(\w+)", PAGES["which_rmsprop.md"]))
+    named = set(re.findall(r"dialects\.(\w+)", PAGES["docs/which_rmsprop.md"]))
     assert named == set(dialects.DIALECTS)
 
 
 def test_every_format_of_a_checkpoint_is_explained():
-    named = set(re.findall(r"interop\.(\w+)`", PAGES["checkpoints.md"]))
-    named |= set(re.findall(r"interop\.(\w+)\.load", PAGES["checkpoints.md"]))
+    named = set(re.findall(r"interop\.(\w+)`", PAGES["docs/checkpoints.md"]))
+    named |= set(re.findall(r"interop\.(\w+)\.load", PAGES["docs/checkpoints.md"]))
     assert named & set(interop.FORMATS) == set(interop.FORMATS)
 
 

@@ -5,7 +5,7 @@ import tomllib
 from importlib.metadata import version
 
 import pytest
-from support.readme import ROOT
+from support.pages import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOWEST = dict(re.findall(r"^(\w+)==(.+)$", (ROOT / ".ci" / "lowest.txt").read_text(), re.MULTILINE))

@@ -21,7 +21,7 @@ from support.frameworks import (
     tf_keras_path,
     timm_path,
 )
-from support.readme import ROOT
+from support.pages import ROOT
 from support.trajectories import assert_same_path, path, problem, scheduled
 
 import rmsprop_jax

@@ -1,0 +1,36 @@
+"""README and the pages of docs/ as texts: the commands, links and paths that they name."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text()
+    for file in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+}
+
+
+def shell_blocks():
+    """README's, in their order."""
+    return re.findall(
+        r"^```(?:bash|sh|shell|console)\n(.*?)\n```", README, re.MULTILINE | re.DOTALL
+    )
+
+
+def command(word):
+    """The one shell block of README with this word in it, which must be one line."""
+    [found] = [block for block in shell_blocks() if word in block]
+    assert "\n" not in found, found
+    return found
+
+
+def prose(text):
+    """Without code blocks, whose brackets are not links."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text):
+    """Of its headings, as GitHub and the site make them."""
+    titles = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
