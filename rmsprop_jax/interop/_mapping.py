@@ -18,7 +18,7 @@ Keys = tuple[str, ...]
 class Leaf(NamedTuple):
     """The leaf of ``params`` that holds a framework's array, and how the axes are transposed.
 
-    A mapping is a dictionary from the framework's names to leaves:
+    A mapping is a dictionary from the framework's names to leaves::
 
         {"conv.weight": Leaf("conv/kernel", transpose=(2, 3, 1, 0)), "conv.bias": Leaf("conv/bias")}
 
@@ -26,8 +26,8 @@ class Leaf(NamedTuple):
       path: The keys that lead to the leaf, joined by ``/``, or a tuple of them where a key
         contains ``/``, as Haiku's do. The ``value`` at the end of each path in an ``nnx.State``
         may be left out. For a buffer, which is not in ``params``, the path in
-        `Restored.buffers`.
-      transpose: The permutation of the array's axes, as in `numpy.transpose`; ``None`` keeps
+        ``Restored.buffers``.
+      transpose: The permutation of the array's axes, as in ``numpy.transpose``; ``None`` keeps
         their order.
       reshape: The shape given to the array before it is transposed; ``None`` keeps its own
         shape. Needed for a dense layer after a flattened image: torch flattens (channels,

@@ -40,7 +40,7 @@ def mapping_of(model: Any) -> dict[str, Leaf]:
     Weights of linear layers and convolutions become ``kernel``, transposed; those of
     normalizations ``scale`` and those of embeddings ``embedding``. BatchNorm's running
     statistics become ``mean`` and ``var``, which Flax keeps apart from the parameters: see
-    `Restored.buffers`. All other arrays keep their names and axes. Print the mapping, and change
+    ``Restored.buffers``. All other arrays keep their names and axes. Print the mapping, and change
     it where your network differs.
 
     A linear layer after a flattened image gets Flax's order of pixels, with channels last, if

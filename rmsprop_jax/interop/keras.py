@@ -58,7 +58,7 @@ def load(
         Its values are used only for leaves that begin anew.
       mapping: By the ``path`` of each variable that the optimizer trains, the `Leaf` of
         ``params`` that holds it; for other variables that you want, such as BatchNorm's moving
-        averages, the path in `Restored.buffers`. ``None`` maps every path to itself. The model's
+        averages, the path in ``Restored.buffers``. ``None`` maps every path to itself. The model's
         name at the start of all paths may be left out. A ``.weights.h5`` file numbers its
         variables: the second one of the layer "dense" is ``dense/1``, unless ``names`` are
         given. A TensorFlow 2 checkpoint has both ``layer_with_weights-0/kernel`` and
@@ -66,7 +66,7 @@ def load(
       names: For a ``.weights.h5`` file: ``[v.path for v in model.trainable_variables]``. Needed
         only if the shapes do not show the order of the layers; an error then asks for them.
       missing: ``"fresh"`` begins new averages for leaves that the checkpoint lacks or has in
-        another shape, and lists them in `Restored.fresh`; ``"error"`` raises.
+        another shape, and lists them in ``Restored.fresh``; ``"error"`` raises.
       **hyperparameters: Arguments of the dialect that replace the optimizer's. A file of
         weights holds only the learning rate, and a TensorFlow 2 checkpoint no ``epsilon``: pass
         what that run passed to its optimizer. Keras's schedules are not converted: pass an
@@ -119,7 +119,7 @@ def save(
       names: As in `load`.
       step: Steps taken, for Keras's ``iterations``. ``None`` reads it from the state, which
         keeps it only if the learning rate is a schedule or an average is in low precision.
-      buffers: Other variables of the model to write, in the structure of `Restored.buffers`.
+      buffers: Other variables of the model to write, in the structure of ``Restored.buffers``.
 
     Returns:
       ``target``.

@@ -71,7 +71,7 @@ def load(
         apart by the keys of the groups.
       missing: ``"fresh"`` begins new averages for parameters that have no state in the
         checkpoint, and for leaves that the checkpoint lacks or has in another shape; these also
-        keep their given values. `Restored.fresh` lists both. ``"error"`` raises, unless the
+        keep their given values. ``Restored.fresh`` lists both. ``"error"`` raises, unless the
         optimizer's state is completely empty, as before the first step. To keep a frozen
         parameter as it is, leave it out of ``params``.
       **hyperparameters: Arguments of the dialect that replace those in the checkpoint, such as
@@ -152,7 +152,7 @@ def save(
       step: Steps taken. ``None`` reads it from the state, which keeps it only if the learning
         rate is a schedule or an average is in low precision. torch does not compute with it.
       buffers: Buffers to write, such as BatchNorm's running statistics, in the structure of
-        `Restored.buffers`. ``None`` leaves those of ``target``.
+        ``Restored.buffers``. ``None`` leaves those of ``target``.
 
     Returns:
       ``target`` if it is a path or a pair of paths, otherwise a new dictionary with two state

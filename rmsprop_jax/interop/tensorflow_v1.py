@@ -45,11 +45,11 @@ def load(
         Its values are used only for leaves that begin anew.
       mapping: For each variable that the optimizer trains, the `Leaf` of ``params`` that
         holds it; for other variables that you want, such as moving averages, the path in
-        `Restored.buffers`. ``None`` maps every name to itself.
+        ``Restored.buffers``. ``None`` maps every name to itself.
       name: The optimizer's name, as in TensorFlow.
       step: Steps taken; ``None`` reads the variable ``global_step``, if there is one.
       missing: ``"fresh"`` begins new averages for leaves that the checkpoint lacks or has in
-        another shape, and lists them in `Restored.fresh`; ``"error"`` raises.
+        another shape, and lists them in ``Restored.fresh``; ``"error"`` raises.
       **hyperparameters: The arguments of `dialects.tensorflow_v1` in that run. Only a
         wrong ``centered`` can be detected: TensorFlow always keeps a momentum buffer,
         which is dropped here without ``momentum``.
@@ -118,7 +118,7 @@ def save(
       step: Steps taken, for ``global_step`` if the checkpoint has it. ``None`` reads it from
         the state, which keeps it only if the learning rate is a schedule or an average is in
         low precision.
-      buffers: Other variables to write, in the structure of `Restored.buffers`.
+      buffers: Other variables to write, in the structure of ``Restored.buffers``.
 
     Returns:
       ``target`` if it is a prefix, otherwise a new dictionary.

@@ -21,7 +21,7 @@ def site(tmp_path_factory):
     """The folder of the built site; a warning of Sphinx is an error."""
     folder = tmp_path_factory.mktemp("site") / "html"
     subprocess.run(
-        [sys.executable, "-m", "sphinx", "--keep-going", "-q", "-c", "docs", ".", folder],
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ".", folder],
         cwd=ROOT, check=True, timeout=300,
     )  # fmt: skip
     return folder
