@@ -1,10 +1,10 @@
-"""Trains a recurrent network to foretell the next character, with Graves' RMSprop.
+"""Trains a recurrent network to predict the next character, with Graves' RMSprop.
 
-The text is Python's own help, as the standard library has it (`pydoc_data.topics`),
-every paragraph once; nothing is downloaded. The last tenth is held out. The baseline is
-the best n-gram model, whose length is chosen on the held-out text itself. A compressor is
-printed too: unlike the network it goes on learning while it reads the held-out text, and
-needs fewer bits. At the end the network writes some help of its own.
+The text is Python's own help from the standard library (`pydoc_data.topics`), with every
+paragraph once; nothing is downloaded. The last tenth is held out. The baseline is the best
+n-gram model, whose length is chosen on the held-out text itself. A compressor is printed,
+too: unlike the network, it keeps learning while it reads the held-out text, and needs
+fewer bits. At the end the network writes some help of its own.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from rmsprop_jax import dialects
 
 WIDTH = 128
 STREAMS = 16  # read side by side
-WINDOW = 64  # characters a step, through which gradients flow back
+WINDOW = 64  # characters per step, through which gradients flow back
 PARTS = 4  # of an epoch, each one compiled scan
 LONGEST = 6  # n-gram; the best is shorter
 Carry = tuple[jax.Array, jax.Array]
 
 
 class Text(NamedTuple):
-    """The text in the order in which it is read; characters are places in the alphabet."""
+    """The text in the order in which it is read; characters are indices into the alphabet."""
 
     alphabet: list[str]
     training: np.ndarray
@@ -44,7 +44,7 @@ class Text(NamedTuple):
 
 
 class History(NamedTuple):
-    """Bits a character: of each step, and on the held-out text after so many steps."""
+    """Bits per character: of each step, and on the held-out text after each of ``steps``."""
 
     training: list[float]
     steps: list[int]
@@ -66,7 +66,7 @@ class Network(nnx.Module):
 
 
 def load() -> Text:
-    """Python's help; topics quote each other, so a paragraph counts where it is first."""
+    """Python's help. Topics quote each other, so only the first copy of a paragraph is kept."""
     paragraphs = "\n\n".join(topics.values()).split("\n\n")
     characters = np.array(list("\n\n".join(dict.fromkeys(paragraphs))))
     alphabet, text = np.unique(characters, return_inverse=True)
@@ -75,7 +75,7 @@ def load() -> Text:
 
 
 def side_by_side(text: np.ndarray) -> np.ndarray:
-    """The text cut into streams, (time, streams); each ends with the next one's first."""
+    """The text cut into streams, (time, streams); each ends with the next one's start."""
     length = (len(text) - 1) // STREAMS
     return np.stack([text[i * length : (i + 1) * length + 1] for i in range(STREAMS)], axis=1)
 
@@ -89,7 +89,7 @@ def windows(text: np.ndarray) -> jax.Array:
 
 
 def zeros(streams: int) -> Carry:
-    """What the network remembers at first."""
+    """The network's memory at the start."""
     return jnp.zeros((streams, WIDTH)), jnp.zeros((streams, WIDTH))
 
 
@@ -103,7 +103,7 @@ def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
 
 
 def train(text: Text, args: argparse.Namespace) -> tuple[Network, History]:
-    """Reads the text window by window; what it remembers goes on from one to the next."""
+    """Reads the text window by window; the memory is carried from one to the next."""
     graph, params = nnx.split(Network(len(text.alphabet), nnx.Rngs(args.seed)), nnx.Param)
     parts, held_out = windows(text.training), jnp.asarray(side_by_side(text.held_out))
     steps = parts.shape[1]
@@ -153,7 +153,7 @@ def bits_of(network: Network, carry: Carry, text: jax.Array) -> tuple[jax.Array,
 def ngram_bits(text: Text) -> list[float]:
     """Bits per held-out character of n-gram models, n from 1, smoothed as Witten and Bell do.
 
-    Each falls back on the shorter one, the more the more kinds of successor it has seen.
+    The more kinds of successors a model has seen, the more it falls back on the shorter one.
     """
     training, held_out = (
         "".join(text.alphabet[c] for c in part) for part in (text.training, text.held_out)
@@ -178,7 +178,7 @@ def ngram_bits(text: Text) -> list[float]:
 
 
 def lzma_bits(text: Text) -> float:
-    """Bits per held-out character that lzma adds when it has read the training text."""
+    """Bits per held-out character that lzma adds after it has read the training text."""
     everything = np.concatenate([text.training, text.held_out])
     before, after = (
         len(lzma.compress("".join(text.alphabet[c] for c in part).encode(), preset=9))
@@ -209,7 +209,7 @@ def sample(network: Network, alphabet: list[str], seed: int, length: int = 400) 
 def draw(
     history: History, ngrams: list[float], passage: tuple[str, np.ndarray], path: Path
 ) -> None:
-    """Bits by step beside the baselines, and a held-out passage by what each character costs."""
+    """Bits by step beside the baselines, and the cost of each character in a held-out passage."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(12, 5), width_ratios=(4, 5), layout="constrained"
     )
@@ -258,7 +258,7 @@ def parse_arguments() -> argparse.Namespace:
         "--learning-rate",
         type=flags.number_below(100),
         default=3e-3,
-        help="at the start; a cosine takes it to zero",
+        help="at the start; a cosine schedule decays it to zero",
     )
     return parser.parse_args()
 
@@ -273,7 +273,7 @@ def main() -> None:
     draw(history, ngrams, find_passage(network, text), args.output)
     print(f"A text of its own:\n\n{sample(network, text.alphabet, args.seed).strip()}\n")
     for n, bits in enumerate(ngrams, start=1):
-        print(f"{n}-gram: {bits:.2f} bits a held-out character")
+        print(f"{n}-gram: {bits:.2f} bits per held-out character")
     print(f"lzma: {lzma_bits(text):.2f}, learning as it goes")
     print(
         f"char_rnn: {history.held_out[-1]:.2f} bits per character on {len(text.held_out)} held-out "

@@ -1,9 +1,9 @@
-"""Orbax checkpoints that are known to be complete, and of this model, before they are read.
+"""Orbax checkpoints that are checked to be complete, and of this model, before they are read.
 
-Orbax writes a checkpoint under another name and renames it, so one that was cut off is not
-restored. It keeps no checksums: a bit that has flipped since is read as it is. Here each
-checkpoint has a `seal.json`: the checksum of every file, and shape and dtype of every leaf. For
-that, one process reads back what was written, at each save and at the start.
+Orbax writes a checkpoint under another name and renames it, so an interrupted one is not
+restored. It keeps no checksums: a bit that flips later goes unnoticed. Here each checkpoint has
+a `seal.json` with the checksum of every file, and the shape and dtype of every leaf. For that,
+one process reads the files back, at each save and at the start.
 """
 
 import json
@@ -24,29 +24,29 @@ SEAL = "seal.json"
 UNFINISHED = f"it was not finished, it has no {SEAL}"
 # Instead of a step.
 NONE, UNFIT = -1, -2
-# At each save Orbax warns that there is nothing to merge, which is so by choice.
+# At each save Orbax warns that there is nothing to merge, which is intended.
 logging.getLogger("absl").addFilter(lambda record: "Skipping merge" not in record.getMessage())
 
 
 class UnfitCheckpointsError(ValueError):
-    """There are checkpoints, and none is good."""
+    """There are checkpoints, but none is good."""
 
 
 class Checkpoints:
-    """The newest checkpoints in a folder, which all processes must see; used in a ``with``."""
+    """The newest checkpoints in a folder that all processes see; to be used in a ``with``."""
 
     def __init__(self, folder: Path, settings: dict[str, Any] | None = None, keep: int = 3):
         if ":/" in str(folder) or keep < 2:
             raise ValueError(
-                "checkpoints need a folder that is mounted, and keep >= 2, as the newest counts "
-                f"from its seal on; got {folder} and {keep}"
+                "checkpoints need a folder that is mounted, and keep >= 2, because the newest is "
+                f"not valid until it is sealed; got {folder} and {keep}"
             )
         self.folder = folder.absolute()
-        # What a run must have in common with the one that it continues.
+        # Settings that a run must share with the one that it continues.
         self.settings = settings or {}
         self.manager = ocp.CheckpointManager(
             self.folder,
-            # A folder for each leaf, so that what is damaged has a name.
+            # One folder per leaf, so that messages can name the damaged one.
             item_handlers=ocp.PyTreeCheckpointHandler(use_ocdbt=False),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep, enable_async_checkpointing=False
@@ -60,10 +60,10 @@ class Checkpoints:
         self.manager.close()
 
     def save(self, step: int, tree: Any) -> None:
-        """Writes a checkpoint, which counts from when it has its seal.
+        """Writes a checkpoint, which is valid once it has its seal.
 
         Raises:
-          ValueError: If there is one of this step or of a later one.
+          ValueError: If there is one of this step or a later one.
         """
         leaves = described(tree)
         if not self.manager.save(step, args=ocp.args.PyTreeSave(tree)):
@@ -76,20 +76,21 @@ class Checkpoints:
             unfinished.rename(folder / SEAL)
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
-        """The newest good checkpoint: its step, and the tree, placed and typed as ``like``.
+        """The newest good checkpoint: its step, and the tree, sharded and typed like ``like``.
 
-        One that is not good is refused with a message, put aside, and the one before it is
-        taken. None if there is no checkpoint, or none that was finished.
+        A bad one is rejected with a message and renamed, and the one before it is tried. None if
+        there is no checkpoint, or none that was finished.
 
         Raises:
           UnfitCheckpointsError: If there are checkpoints and none is good.
         """
-        # One process looks; all must take the same.
+        # One process decides, so that all restore the same step.
         found = self._newest_good(like) if jax.process_index() == 0 else NONE
         step = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
         if step == UNFIT:
             raise UnfitCheckpointsError(
-                f"no checkpoint in {self.folder} is good for this run; another folder begins anew"
+                f"no checkpoint in {self.folder} is good for this run; "
+                "to begin anew, pass another folder"
             )
         self.manager.reload()
         if step == NONE:
@@ -100,19 +101,19 @@ class Checkpoints:
         )
 
     def _newest_good(self, like: Any) -> int:
-        refused: dict[Path, str] = {}
+        rejected: dict[Path, str] = {}
         good = NONE
         for step in sorted(self.manager.all_steps(), reverse=True):
             folder = self.folder / str(step)
-            reason = reason_to_refuse(folder, described(like), self.settings)
+            reason = reason_to_reject(folder, described(like), self.settings)
             if reason is None:
                 good = step
                 break
             print(f"checkpoint {step} is refused: {reason}", file=sys.stderr)
-            refused[folder] = reason
-        if good == NONE and any(reason != UNFINISHED for reason in refused.values()):
+            rejected[folder] = reason
+        if good == NONE and any(reason != UNFINISHED for reason in rejected.values()):
             return UNFIT
-        for folder in refused:
+        for folder in rejected:
             folder.rename(self.folder / f"refused-{folder.name}-{int(time.time())}")
         return good
 
@@ -134,7 +135,7 @@ def checksums(folder: Path) -> dict[str, int]:
     return {str(file.relative_to(folder)): zlib.crc32(file.read_bytes()) for file in files}
 
 
-def reason_to_refuse(
+def reason_to_reject(
     folder: Path, expected: dict[str, str], settings: dict[str, Any]
 ) -> str | None:
     """What is wrong with a checkpoint, with the name of the leaf; None if it is good."""
@@ -145,7 +146,7 @@ def reason_to_refuse(
         return UNFINISHED
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {SEAL} is damaged"
-    # Leaves of another dtype or shape before those that are missing: they say more.
+    # Leaves with another dtype or shape first, then missing ones: the former say more.
     for leaf in sorted(expected | leaves, key=lambda leaf: leaf not in expected.keys() & leaves):
         if leaves.get(leaf) != expected.get(leaf):
             return (

@@ -1,8 +1,8 @@
 """Trains the network of quickstart.py with each framework's RMSprop, at its own defaults.
 
-Once with the learning rate that its source has. TensorFlow, fastai and the lecture name
-none; they get Keras's. And once with the same for all; what is left is the formula: where
-epsilon stands, how long the average remembers, and what it starts from.
+Once with the learning rate of its source; TensorFlow, fastai and the lecture name none, and
+get Keras's. And once with the same rate for all. What then differs is the formula: where
+epsilon is added, how long the average remembers, and what it starts from.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from quickstart import History, load, train
 
 from rmsprop_jax import dialects, rmsprop
 
-# Each at the learning rate of its source; without one, at this.
+# For dialects whose source names no learning rate, and for all of them at the same one.
 SAME_RATE = 1e-3
 OPTIMIZERS = dialects.DIALECTS | {"optax": rmsprop}
 RATES = {
@@ -28,14 +28,14 @@ RATES = {
         for name, make in OPTIMIZERS.items()
     )
 }
-# Okabe and Ito's: each dialect in front of all others, at two learning rates.
+# Okabe and Ito's colours, one for each of the two learning rates.
 STYLES = [{"color": "#0072B2", "linestyle": "-"}, {"color": "#D55E00", "linestyle": "--"}]
 SAME = "the same learning rate, 0.001"
 WINDOW = 10
 
 
 def draw(columns: dict[str, dict[str, History]], path: Path) -> None:
-    """Training loss by step: a panel for each dialect, all others in grey behind it."""
+    """Training loss by step: a panel for each dialect, with all others in grey behind it."""
     figure, grid = plt.subplots(
         3, 4, figsize=(12, 7.5), sharex=True, sharey=True, layout="constrained"
     )

@@ -1,24 +1,24 @@
 """Balances gymnax's CartPole with DQN and the RMSprop of DQN's paper, in one compiled program.
 
-Environments, replay and training run inside one scan, for five seeds under one vmap; it is
-called fifty times, so that there is a progress bar, and evaluated after each. Of the
-Nature paper's constants, made for Atari, the discount, the decay of the averages, the error
-clipping and the exploration's first and last rate are kept. What is changed, and why:
+Environments, replay and training run inside one scan, for five seeds under one vmap. It is
+called fifty times, for a progress bar and an evaluation after each. Of the Nature paper's
+constants, chosen for Atari, the discount, the decay of the averages, the error clipping and
+the first and last exploration rate are kept. What is changed, and why:
 
 - Eight environments, one update of 64 transitions for each of their steps, one hidden layer,
   observations scaled to about one: this is a small task, to be done in a minute.
 - Each step is rewarded with 1 - discount, so that a pole that never falls is worth 1, not 100.
   With a reward of 1 the median over seeds was 96: values of 100 need large weights.
 - The learning rate is 0.003 and eps 1e-5, not 0.00025 and 0.01: there are 25 000 updates, not
-  millions, and with values of 1 the gradients are a hundredth and less, so that under Nature's
-  eps, a root of 0.1, RMSprop is a slow SGD. With both as in Nature the median was 279; with one
-  of them 480 to 500, and not every seed came to 400.
-- What plays is an average of the weights over about the last fifth of training: the weights
-  themselves balance at one evaluation and fall at the next.
+  millions, and with values of 1 the gradients are 0.01 or less, so that with Nature's eps, whose
+  root is 0.1, RMSprop becomes slow SGD. With both as in Nature the median was 279; with one of
+  them it was 480 to 500, and not every seed reached 400.
+- The player is an average of the weights over about the last fifth of training: the weights
+  themselves balance in one evaluation and fall in the next.
 - Double Q-learning, and targets that follow by 1 % per update, instead of copies. The
-  values still end above what is possible (right panel), as the largest of several uncertain
-  values does; to play, only their order matters.
-- The replay keeps every step, the early falls with them.
+  values still end above what is possible (right panel), as the maximum of several uncertain
+  values does; for playing, only their order matters.
+- The replay buffer keeps every step, including the early falls.
 
 Needs gymnax: the extra `rl`.
 """
@@ -66,7 +66,7 @@ Params = dict[str, jax.Array]
 
 
 class Transition(NamedTuple):
-    """What the agent saw, did and got; a leading axis counts transitions."""
+    """What the agent saw, did and received; the leading axis is that of transitions."""
 
     observation: jax.Array
     action: jax.Array
@@ -76,7 +76,7 @@ class Transition(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """All that changes in training; under vmap, with a leading axis for the seeds."""
+    """Everything that training changes; under vmap, with a leading axis for the seeds."""
 
     params: Params
     target: Params
@@ -88,7 +88,7 @@ class Agent(NamedTuple):
 
 
 class History(NamedTuple):
-    """Means over the greedy episodes of one evaluation; stacked, one row an evaluation."""
+    """Means over the greedy episodes of one evaluation; stacked, one row per evaluation."""
 
     returns: Any
     discounted: Any
@@ -104,7 +104,7 @@ def q_values(params: Params, observations: jax.Array) -> jax.Array:
 def loss_of(params: Params, target: Params, batch: Transition) -> jax.Array:
     """Double Q-learning: the network chooses the next action, the target network values it.
 
-    Only a fall ends the future; an episode cut off at its longest would have gone on.
+    Only a fall ends the future; an episode cut off at the maximum length would have continued.
     """
     best = q_values(params, batch.next_observation).argmax(axis=1)
     future = of_actions(q_values(target, batch.next_observation), best)
@@ -141,7 +141,7 @@ def start(key: jax.Array, optimizer: optax.GradientTransformation, capacity: int
 
 
 def act(agent: Agent, epsilon: jax.Array, key: jax.Array) -> tuple[Agent, Transition]:
-    """One step in each environment, at random with probability epsilon; the ended start anew."""
+    """One step in each environment, at random with probability epsilon; ended ones are reset."""
     coin_key, action_key, step_key = jax.random.split(key, 3)
     actions = jnp.where(
         jax.random.bernoulli(coin_key, epsilon, (ENVIRONMENTS,)),
@@ -164,7 +164,7 @@ def act(agent: Agent, epsilon: jax.Array, key: jax.Array) -> tuple[Agent, Transi
 def learn(
     agent: Agent, filled: jax.Array, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> Agent:
-    """One update, on a batch drawn from the first `filled` transitions, and of the target."""
+    """Updates network and target, on a batch drawn from the first `filled` transitions."""
     chosen = jax.random.randint(key, (BATCH,), 0, filled)
     batch = jax.tree.map(lambda column: column[chosen], agent.replay)
     gradients = jax.grad(loss_of)(agent.params, agent.target, batch)
@@ -175,7 +175,7 @@ def learn(
 
 
 def evaluate(params: Params, key: jax.Array) -> History:
-    """Greedy episodes, from fresh starts to the first end."""
+    """Greedy episodes, each from a fresh start to its first end."""
 
     def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
         states, observations, running = carry
@@ -205,7 +205,7 @@ def train(args: argparse.Namespace) -> tuple[History, np.ndarray]:
     def step(agent: Agent, number: jax.Array, key: jax.Array) -> Agent:
         act_key, learn_key = jax.random.split(jax.random.fold_in(key, number))
         agent, seen = act(agent, jnp.asarray(exploration(number)), act_key)
-        # The place is the same for all seeds, so that the replay is written in place under vmap.
+        # The index is the same for all seeds, so that vmap writes the replay in place.
         write = partial(
             jax.lax.dynamic_update_slice_in_dim, start_index=number * ENVIRONMENTS, axis=0
         )
@@ -238,7 +238,7 @@ def train(args: argparse.Namespace) -> tuple[History, np.ndarray]:
 
 
 def draw(history: History, updates: int, path: Path) -> None:
-    """Greedy returns, and what the network believes beside what it gets: each seed, and medians."""
+    """Greedy returns, and expected beside actual values: each seed, and medians."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.5), layout="constrained")
     steps = np.linspace(0, updates * ENVIRONMENTS, EVALUATIONS + 1)[1:] / 1000
 
@@ -284,7 +284,7 @@ def parse_arguments() -> argparse.Namespace:
         "--learning-rate",
         type=flags.number_below(100),
         default=3e-3,
-        help="of RMSprop",
+        help="learning rate of RMSprop",
     )
     args = parser.parse_args()
     if args.steps % chunk:

@@ -1,4 +1,4 @@
-"""The command line that all examples share: flags that are checked, and argparse's errors."""
+"""The command-line flags that all examples share, and checks that raise argparse's errors."""
 
 import argparse
 from collections.abc import Callable
@@ -10,9 +10,9 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--seed", type=seed, default=0, help="of all that is random")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of everything random")
     parser.add_argument(
-        "--output", type=picture, default=Path(output), help="where the picture goes"
+        "--output", type=picture, default=Path(output), help="where to save the picture"
     )
     return parser
 
@@ -40,7 +40,7 @@ def number_below(limit: float) -> Callable[[str], float]:
 
 
 def seed(text: str) -> int:
-    """A seed that NumPy takes, or argparse's error."""
+    """A seed that NumPy accepts, or argparse's error."""
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"must be >= 0 and < 2**32, got {text!r}")
     return int(text)

@@ -1,11 +1,11 @@
-"""Resumes a torch run in JAX from its checkpoint, and shows that it continues as torch's own does.
+"""Resumes a torch run in JAX from its checkpoint, and shows that it continues as in torch.
 
     python resume_from_torch.py run.pt
 
-The checkpoint is that of train_in_torch.py; without a path it is made first. Torch continues from
-it by itself, and Flax's NNX with torch's parameters, running statistics and optimizer state, on
-the same batches. For comparison NNX continues a second time with a new optimizer state. For a
-network of your own, change the two networks. Needs torch.
+The checkpoint is that of train_in_torch.py; without a path, it is made first. Torch continues
+from it by itself, and so does Flax's NNX, with torch's parameters, running statistics and optimizer
+state, on the same batches. For comparison, NNX continues a second time with a new optimizer state.
+To resume your own run, change the two networks. Needs torch.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from rmsprop_jax import interop
 
 
 class Network(nnx.Module):
-    """The network of train_in_torch.py in Flax, with its names."""
+    """The network of train_in_torch.py in Flax, with the same names."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.first = nnx.Conv(1, 16, (3, 3), use_bias=False, rngs=rngs)
@@ -60,7 +60,7 @@ class Losses(NamedTuple):
 def restore(path: Path) -> tuple[Network, interop.Restored]:
     """Flax's network with torch's parameters and running statistics, and the run's optimizer."""
     model = Network(nnx.Rngs(0))
-    # From torch's names and axes to Flax's, which flattens images in another order.
+    # From torch's names and axes to Flax's; Flax flattens images in another order.
     mapping = interop.pytorch.mapping_of(train_in_torch.TorchNetwork())
     restored = interop.pytorch.load(path, nnx.state(model, nnx.Param), mapping)
     nnx.update(model, restored.params)
@@ -71,7 +71,7 @@ def restore(path: Path) -> tuple[Network, interop.Restored]:
 
 
 def train(model: Network, optimizer: nnx.Optimizer, data: Digits, batches: Any) -> list[float]:
-    """Trains the model in place; the loss of each step."""
+    """Trains the model in place, and returns the loss of each step."""
 
     @nnx.jit
     def step(model: Network, optimizer: nnx.Optimizer, batch: Digits) -> jax.Array:
@@ -93,7 +93,7 @@ def train(model: Network, optimizer: nnx.Optimizer, data: Digits, batches: Any) 
 def continue_in_jax(path: Path, data: Digits, batches: Any) -> tuple[Network, list[float]]:
     """Continues the run from its checkpoint."""
     model, restored = restore(path)
-    # nnx.Optimizer makes a state by `init`: here it is the restored one.
+    # nnx.Optimizer gets its state from `init`, which here returns the restored one.
     optimizer = restored.optimizer._replace(init=lambda _: restored.state)
     return model, train(model, nnx.Optimizer(model, optimizer, wrt=nnx.Param), data, batches)
 
@@ -137,7 +137,7 @@ def run(path: Path, args: argparse.Namespace) -> tuple[Losses, float]:
 
 
 def draw(losses: Losses, path: Path) -> None:
-    """The losses over each other, and how far they are apart."""
+    """The losses of all runs, and their differences from torch's."""
     first = len(losses.before) + 1
     steps = np.arange(first, first + len(losses.jax))
     figure, (upper, lower) = plt.subplots(
@@ -168,10 +168,10 @@ def differences(resumed: list[float], losses: Losses) -> np.ndarray:
 
 
 def checkpoint_file(text: str) -> Path:
-    """A file that is there, or argparse's error."""
+    """An existing file, or argparse's error."""
     if not (path := Path(text)).is_file():
         raise argparse.ArgumentTypeError(
-            f"must be a checkpoint of train_in_torch.py, got {text!r}, which is no file"
+            f"must be a checkpoint of train_in_torch.py, got {text!r}, which is not a file"
         )
     return path
 
@@ -180,10 +180,10 @@ def parse_arguments() -> argparse.Namespace:
     """The flags, each checked."""
     parser = flags.parser(__doc__, "resume_from_torch.png")
     parser.add_argument(
-        "path", type=checkpoint_file, nargs="?", help="of the checkpoint; without it, one is made"
+        "path", type=checkpoint_file, nargs="?", help="the checkpoint; without it, one is made"
     )
     parser.add_argument(
-        "--steps", type=flags.whole_number, default=100, help="to take from the checkpoint"
+        "--steps", type=flags.whole_number, default=100, help="steps to take from the checkpoint"
     )
     return parser.parse_args()
 

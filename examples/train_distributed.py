@@ -1,4 +1,4 @@
-"""Trains one network on all devices of one process or of many, and continues if it was killed.
+"""Trains a network on all devices of one or many processes, and continues after a crash.
 
 On a CPU it simulates eight devices, and ``--processes 2`` starts two processes with four each. On
 a cluster the scheduler starts one process per host, each with ``--cluster``. The layout says
@@ -37,10 +37,10 @@ from rmsprop_jax import rmsprop, sharding
 
 LAYOUTS = ("data-parallel", "zero-1", "fsdp")
 STORAGES = ("float32", "bfloat16", "float8_e5m2")
-# There are ten digits; sixteen outputs can be shared by eight devices.
+# There are ten digits; sixteen outputs can be sharded over eight devices.
 SIZES = (64, 512, 512, 16)
 TRAINING = 1280
-# What a restored run must have in common with the first; layout and devices may change.
+# A restored run must share these with the first; layout and devices may change.
 SETTINGS = ("seed", "steps", "batch_size", "learning_rate")
 
 AGAIN = "the same command continues from the newest checkpoint, if there is one"
@@ -55,7 +55,7 @@ class Shardings(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The result of a training."""
+    """The result of a run."""
 
     params: Any
     state: Any
@@ -139,7 +139,7 @@ def train(args: argparse.Namespace) -> Run:
     rows = NamedSharding(mesh, PartitionSpec("data"))
 
     def batch(number: int) -> list[jax.Array]:
-        # Depends on the step alone, so that a restored run sees the batches of the first.
+        # Depends on the step alone, so that a restored run sees the same batches.
         chosen = np.random.default_rng((args.seed, number)).integers(TRAINING, size=args.batch_size)
         return [
             jax.make_array_from_callback(array.shape, rows, lambda index, array=array: array[index])
@@ -180,7 +180,7 @@ def bytes_per_device(tree: Any, shardings: Any) -> int:
 
 
 def bytes_held(tree: Any) -> int:
-    """What the first device of this process holds, counted from the arrays' own shards."""
+    """Bytes that the first device of this process holds, counted from the arrays' own shards."""
     shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
     return sum(s.data.nbytes for s in shards if s.device == jax.local_devices()[0])
 
@@ -241,13 +241,13 @@ def report(args: argparse.Namespace, run: Run, seconds: float) -> None:
 
 
 def work(args: argparse.Namespace, process: int = 0, address: str | None = None) -> None:
-    """What one process does."""
+    """The work of one process."""
     began = time.perf_counter()
     if address is not None:
         # The process that started this one stops it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=end_with_parent, daemon=True).start()
-        # Each would else take all GPUs of this machine.
+        # Otherwise each would take all GPUs of this machine.
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", args.devices // args.processes)
         jax.distributed.initialize(address, args.processes, process)
@@ -278,7 +278,7 @@ def work(args: argparse.Namespace, process: int = 0, address: str | None = None)
 
 
 def end_with_parent() -> None:
-    """So that nobody trains on in the folder of a run that was killed."""
+    """Ends with the parent, so that no process goes on writing to the folder of a killed run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -317,13 +317,13 @@ def parse_arguments() -> argparse.Namespace:
     number = flags.whole_number
     parser.add_argument("--layout", choices=LAYOUTS, default="zero-1", help="what is sharded")
     parser.add_argument(
-        "--storage", choices=STORAGES, default="float32", help="how averages are kept"
+        "--storage", choices=STORAGES, default="float32", help="dtype of the averages"
     )
     parser.add_argument(
         "--devices",
         type=number,
         default=8,
-        help="how many a CPU simulates, in all processes together; not with --cluster",
+        help="how many a CPU simulates, for all processes together; not with --cluster",
     )
     parser.add_argument(
         "--processes", type=number, default=1, help="how many to start on this machine, on its CPU"
@@ -333,7 +333,7 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="this is one of many processes, which a scheduler has started",
     )
-    parser.add_argument("--steps", type=number, default=200, help="in all")
+    parser.add_argument("--steps", type=number, default=200, help="in total")
     parser.add_argument(
         "--batch-size", type=number, default=128, help="digits per step, on all devices together"
     )
@@ -341,16 +341,16 @@ def parse_arguments() -> argparse.Namespace:
         "--learning-rate",
         type=flags.number_below(100),
         default=5e-4,
-        help="at the start; a cosine takes it to zero",
+        help="at the start; a cosine schedule decays it to zero",
     )
     parser.add_argument(
-        "--checkpoint-every", type=number, default=50, help="steps from one to the next"
+        "--checkpoint-every", type=number, default=50, help="steps between checkpoints"
     )
     parser.add_argument(
         "--checkpoints",
         type=Path,
         default=Path("train_distributed.checkpoints"),
-        help="their folder, which all processes see; another layout continues the run",
+        help="folder that all processes see; a run may continue with another layout",
     )
     args = parser.parse_args()
     if args.devices % args.processes:

@@ -1,4 +1,4 @@
-"""Trains a network in torch and saves a checkpoint, as people write it. Nothing here knows of JAX.
+"""Trains a network in torch and saves the usual checkpoint. Nothing here knows about JAX.
 
     python train_in_torch.py run.pt
     python resume_from_torch.py run.pt
@@ -68,7 +68,7 @@ def train(
     digits: tuple[torch.Tensor, torch.Tensor],
     batches: np.ndarray,
 ) -> list[float]:
-    """Trains the model in place; the loss of each step."""
+    """Trains the model in place, and returns the loss of each step."""
     images, labels = digits
     model.train()
     losses = []
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("path", type=Path, help="where the checkpoint goes, such as run.pt")
+    parser.add_argument("path", type=Path, help="where to save the checkpoint, such as run.pt")
     parser.add_argument("--steps", type=flags.whole_number, default=100)
     parser.add_argument("--seed", type=flags.seed, default=0)
     args = parser.parse_args()

@@ -1,9 +1,9 @@
 """Trains a Wasserstein GAN to draw handwritten digits, with RMSprop and weight clipping.
 
-As Arjovsky, Chintala and Bottou (2017) have it: a critic learns to score real digits
-above drawn ones, and the mean gap is its estimate of the distance between the two; a
-generator learns to close it. RMSprop, because the critic's aim moves and momentum
-misled them. The digits are scikit-learn's, 8 x 8 pixels, a third held out.
+After Arjovsky, Chintala and Bottou (2017): a critic learns to score real digits above
+drawn ones, and the mean gap is its estimate of the distance between the two; a generator
+learns to close it. They chose RMSprop because the critic's objective keeps changing, and
+momentum did worse. The digits are scikit-learn's, 8 x 8 pixels, a third held out.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from tqdm import tqdm
 from rmsprop_jax import dialects
 
 PIXELS = 64
-NOISE = 16  # numbers from which a digit is drawn
+NOISE = 16  # random numbers per drawn digit
 WIDTH = 256
 BATCH = 64
-CRITIC_STEPS = 5  # for each of the generator
+CRITIC_STEPS = 5  # per step of the generator
 # The paper's is 0.01. In this smaller network, at this learning rate, the critic's estimate
-# then fell to zero half-way, and with it what the generator learns from.
+# then fell to zero half-way, and the generator had nothing left to learn from.
 CLIP = 0.1
-CHUNK = 100  # steps compiled as one
+CHUNK = 100  # steps per compiled call
 
 
 class Player(NamedTuple):
@@ -43,14 +43,14 @@ class Player(NamedTuple):
 
 
 class Game(NamedTuple):
-    """The two who play."""
+    """The two players."""
 
     critic: Player
     generator: Player
 
 
 class Dense(nnx.Module):
-    """Two hidden layers; the critic's and the generator's network, each with its sizes."""
+    """A network with two hidden layers, for the critic and, in other sizes, for the generator."""
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
         self.first = nnx.Linear(inputs, WIDTH, rngs=rngs)
@@ -69,7 +69,7 @@ def train(digits: jax.Array, args: argparse.Namespace) -> tuple[jax.Array, list[
     rngs = nnx.Rngs(args.seed)
     critic_graph, critic_params = nnx.split(Dense(PIXELS, 1, rngs), nnx.Param)
     generator_graph, generator_params = nnx.split(Dense(NOISE, PIXELS, rngs), nnx.Param)
-    # The authors' optimizer is torch's. A cosine calms the generator towards the end.
+    # The authors' optimizer is torch's. A cosine schedule calms the generator towards the end.
     critic_optimizer = dialects.pytorch(lr=args.learning_rate)
     generator_optimizer = dialects.pytorch(
         lr=optax.cosine_decay_schedule(args.learning_rate, args.steps)
@@ -89,7 +89,7 @@ def train(digits: jax.Array, args: argparse.Namespace) -> tuple[jax.Array, list[
         gap, gradients = jax.value_and_grad(lambda p: score(p, real) - score(p, drawn))(
             game.critic.params
         )
-        # The critic goes up the gradient, and is then clipped: that bounds its slope.
+        # The critic ascends the gradient; clipping its weights then bounds its slope.
         gradients = jax.tree.map(jnp.negative, gradients)
         updates, state = critic_optimizer.update(gradients, game.critic.state)
         params = optax.apply_updates(game.critic.params, updates)
@@ -127,9 +127,9 @@ def train(digits: jax.Array, args: argparse.Namespace) -> tuple[jax.Array, list[
 
 
 def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Near 0 if two sets of images are of one distribution, in units of a distance between images.
+    """Near 0 if two sets of images have the same distribution; in units of images' distances.
 
-    Twice the mean distance from one set to the other, less those within each.
+    Twice the mean distance from one set to the other, minus the mean distances within each.
     """
 
     def mean_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -144,7 +144,7 @@ def energy_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def gaussian(digits: np.ndarray, seed: int) -> np.ndarray:
-    """As many images from the digits' means and covariances, cut to 0 to 1: the baseline."""
+    """The baseline: as many images with the digits' mean and covariance, clipped to [0, 1]."""
     rng = np.random.default_rng(seed)
     mean, covariance = digits.mean(axis=0), np.cov(digits.T)
     return rng.multivariate_normal(mean, covariance, len(digits)).clip(0, 1)
@@ -179,12 +179,14 @@ def draw(estimates: list[np.ndarray], images: dict[str, np.ndarray], path: Path)
 def parse_arguments() -> argparse.Namespace:
     """The flags, each checked."""
     parser = flags.parser(__doc__, "wgan.png")
-    parser.add_argument("--steps", type=flags.whole_number, default=5000, help="of the generator")
+    parser.add_argument(
+        "--steps", type=flags.whole_number, default=5000, help="steps of the generator"
+    )
     parser.add_argument(
         "--learning-rate",
         type=flags.number_below(100),
         default=1e-3,
-        help="of both networks; the paper's is 5e-5, for longer runs",
+        help="for both networks; the paper's is 5e-5, for longer runs",
     )
     return parser.parse_args()
 

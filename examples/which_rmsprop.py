@@ -1,7 +1,7 @@
 """How far each framework's RMSprop steps as gradients shrink.
 
-Gradients of one size and alternating sign, at a learning rate and a decay that are the same for
-all. What is left is where epsilon stands, how large it is, and what the average starts from.
+The gradients have one size and alternating signs; all have the same learning rate and decay. What
+differs is where epsilon is added, how large it is, and what the average starts from.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rmsprop_jax import dialects, rmsprop
 DECAY = 0.9
 SIZES = np.logspace(-12, 0, 121, dtype=np.float32)
 STEPS = (10, 1000)
-# Okabe and Ito's colours, and a line style each.
+# Okabe and Ito's colours, each with a line style.
 RULES = {
     "no eps (the lecture)": (dialects.hinton(1.0, DECAY), "black", ":"),
     "outside, 1e-8 (torch, fastai)": (dialects.pytorch(1.0, DECAY), "#D55E00", "-"),

@@ -1,4 +1,4 @@
-"""What checkpoints of `examples/checkpoints.py` are rejected, and what is restored instead."""
+"""Which checkpoints `examples/checkpoints.py` rejects, and which it restores instead."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ LEAF = "params.layer 0.w"
 
 @cache
 def tree_of(step, devices=8, dtype="float8_e5m2", rows=16):
-    """Sharded parameters and state, with values that the step decides."""
+    """Sharded parameters and state, with values that depend on the step."""
     mesh = mesh_of(devices)
     params = {"layer 0": {"w": jnp.full((rows, 8), float(step)), "b": jnp.full(8, step / 3)}}
     params = jax.device_put(params, sharding.shard_over(params, mesh))
@@ -43,7 +43,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """Checkpoints of steps 10, 20 and 30, to be spoilt."""
+    """Checkpoints of steps 10, 20 and 30, to be damaged."""
     return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
@@ -63,8 +63,8 @@ def test_restores_bit_for_bit_on_any_number_of_devices(devices, folder):
     assert_placed(tree, jax.tree.map(lambda leaf: leaf.sharding, like))
 
 
-def test_restores_what_is_given_by_shape_and_sharding(folder):
-    """As README says: where there is no state yet to serve as an example."""
+def test_restores_by_shape_and_sharding(folder):
+    """As README says, where there is no state yet to serve as an example."""
     expected = tree_of(30)
     optimizer = rmsprop(1e-3, momentum=0.9, accumulator_dtype="float8_e5m2")
     weights = expected["params"]
@@ -80,12 +80,12 @@ def test_restores_what_is_given_by_shape_and_sharding(folder):
     assert_placed(tree["state"], shardings)
 
 
-def test_without_a_checkpoint_it_begins(tmp_path):
+def test_without_a_checkpoint_the_run_begins(tmp_path):
     assert restored(tmp_path / "new") is None
 
 
-def test_one_that_was_never_sealed_is_none(folder, capsys):
-    """Killed in writing the first: the same command begins again."""
+def test_unsealed_checkpoints_do_not_count(folder, capsys):
+    """Killed while it wrote the first one: the same command begins again."""
     for step in (10, 20, 30):
         (folder / str(step) / "seal.json").unlink()
     with Checkpoints(folder) as checkpoints:
@@ -150,7 +150,9 @@ def remove(file):
         ("seal.json", None),
     ],
 )
-def test_a_damaged_one_is_refused_and_the_older_one_taken(file, leaf, damage, folder, capsys):
+def test_a_damaged_checkpoint_is_rejected_and_the_older_one_restored(
+    file, leaf, damage, folder, capsys
+):
     damage(folder / "30" / file)
     step, tree = restored(folder)
     assert step == 20
@@ -164,7 +166,7 @@ def test_a_damaged_one_is_refused_and_the_older_one_taken(file, leaf, damage, fo
         assert "it has no seal.json" in message or "its seal.json is damaged" in message
 
 
-def test_a_refused_one_is_put_aside_and_its_step_can_be_saved_again(folder):
+def test_a_rejected_checkpoint_is_renamed_and_its_step_can_be_saved_again(folder):
     flip(folder / "30" / "default" / LEAF / "0.0")
     with Checkpoints(folder) as checkpoints:
         step, tree = checkpoints.restore(tree_of(0))
@@ -182,8 +184,8 @@ def test_a_refused_one_is_put_aside_and_its_step_can_be_saved_again(folder):
         ({"dtype": None}, r"leaf state.2.trace.layer 0.[bw] is bfloat16.*, and must be float32"),
     ],
 )
-def test_of_another_model_or_storage_all_are_refused(options, message, folder, capsys):
-    """No new run is started instead, and nothing is put aside."""
+def test_checkpoints_of_another_model_or_storage_are_rejected(options, message, folder, capsys):
+    """No new run is started instead, and nothing is renamed."""
     with pytest.raises(ValueError, match=r"no checkpoint in .* is good"):
         restored(folder, **options)
     lines = capsys.readouterr().err.splitlines()
@@ -194,7 +196,7 @@ def test_of_another_model_or_storage_all_are_refused(options, message, folder, c
     assert restored(folder)[0] == 30
 
 
-def test_of_another_run_is_refused(tmp_path, capsys):
+def test_a_checkpoint_of_another_run_is_rejected(tmp_path, capsys):
     tree = tree_of(10)
     with Checkpoints(tmp_path, {"seed": 0}) as checkpoints:
         checkpoints.save(10, tree)
@@ -205,7 +207,7 @@ def test_of_another_run_is_refused(tmp_path, capsys):
     assert "its run had seed 0, and this one has 5" in capsys.readouterr().err
 
 
-def test_of_another_storage_the_older_good_one_is_taken(tmp_path, capsys):
+def test_a_checkpoint_of_another_storage_yields_to_an_older_good_one(tmp_path, capsys):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(10, tree_of(10))
         checkpoints.save(20, tree_of(20, dtype="bfloat16"))
@@ -216,7 +218,7 @@ def test_of_another_storage_the_older_good_one_is_taken(tmp_path, capsys):
     )
 
 
-def test_replicated_arrays_too(tmp_path):
+def test_replicated_arrays(tmp_path):
     tree = {"w": jax.device_put(jnp.arange(6.0), NamedSharding(mesh_of(8), P()))}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, tree)

@@ -1,4 +1,4 @@
-"""Every example is shown where one looks for it, and measures what it says. `.ci/run` runs them."""
+"""Every example is listed in examples/README.md and measures correctly. `.ci/run` runs them."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_nothing_else_is_listed():
 
 
 def test_ngram_models_are_probabilities():
-    """The chances of all characters that can follow add up to one, for each length of context."""
+    """For each length of context, the probabilities of all possible successors add up to one."""
     alphabet, training = list("abcd"), np.array([0, 1, 0, 2, 0, 1, 3, 1, 0, 0, 1])
     chances = np.array(
         [
@@ -44,7 +44,7 @@ def test_ngram_models_are_probabilities():
     np.testing.assert_allclose(chances[1, 0], (4 + 4 / 4) / (11 + 4))
 
 
-def test_a_longer_context_knows_what_repeats():
+def test_a_longer_context_learns_a_repetition():
     text = np.array([0, 1, 2, 3] * 50)
     bits = char_rnn.ngram_bits(char_rnn.Text(list("abcd"), text, text[:20]))
     assert bits[0] == pytest.approx(2, abs=0.01)
@@ -64,7 +64,7 @@ def test_energy_distance():
     zeros, ones = np.zeros((5, 4)), np.ones((3, 4))
     assert wgan.energy_distance(zeros, zeros) == 0
     assert wgan.energy_distance(zeros, ones) == pytest.approx(4)
-    # What a set that lies on one point of two lacks.
+    # One set covers both points, the other only one.
     both = np.concatenate([np.zeros((2, 4)), np.ones((2, 4))])
     assert wgan.energy_distance(zeros, both) == pytest.approx(2 * 1 - 1)
 

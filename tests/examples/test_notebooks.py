@@ -1,4 +1,4 @@
-"""The notebooks as they are in the repository: run, without a warning, and with their pictures."""
+"""The committed notebooks have been run, without warnings, and have their pictures."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_every_picture_is_there(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_picture_is_explained_and_what_it_shows_asserted(path):
+def test_every_picture_is_explained_and_its_message_asserted(path):
     text = "".join("".join(cell["source"]) for cell in cells_of(path, "markdown"))
     sources = ["".join(cell["source"]) for cell in cells_of(path, "code")]
     drawing = [source for source in sources if "plt.show()" in source]

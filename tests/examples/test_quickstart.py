@@ -1,4 +1,4 @@
-"""The example's flags, and one short run of it."""
+"""The flags of examples/quickstart.py, and one short run."""
 
 import runpy
 import subprocess

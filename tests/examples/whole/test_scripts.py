@@ -1,6 +1,6 @@
-"""Every example as its user runs it, and what its result says; benchmarks on little data.
+"""Every example as users run it, and its result; benchmarks on little data.
 
-What `examples/quickstart.py` says is in tests/packaging: it is README's first command.
+`examples/quickstart.py` is tested in tests/packaging: it is README's first command.
 """
 
 import re
@@ -11,7 +11,7 @@ from support.scripts import printed
 
 @pytest.fixture
 def result(request, tmp_path):
-    """That of the example which the test is named after; it must have drawn its picture."""
+    """The output of the example that the test is named after; it must have drawn its picture."""
     name = request.node.name.removeprefix("test_")
     text = printed(f"examples/{name}.py", "--output", f"{name}.png", cwd=tmp_path)
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
@@ -43,7 +43,7 @@ def test_train_distributed(result):
     [accuracy] = numbers(r"accuracy ([0-9.]+)%", result)
     [held] = numbers(r" ([0-9]+) bytes of state", result)
     assert accuracy >= 95
-    # An eighth of 8 bytes each, and at most one per cent of scalars.
+    # An eighth of 8 bytes per parameter, and at most one per cent of scalars.
     assert 304_144 < held < 1.01 * 304_144
 
 
@@ -67,7 +67,7 @@ def test_resume_from_torch(result):
 
 
 def test_resume_from_a_checkpoint_of_torch(tmp_path):
-    """Two commands: torch saves, and JAX goes on from its file."""
+    """Two commands: torch saves, and JAX continues from its file."""
     printed("examples/train_in_torch.py", "run.pt", "--steps", "20", cwd=tmp_path)
     arguments = ("run.pt", "--steps", "5", "--output", "picture.png")
     result = printed("examples/resume_from_torch.py", *arguments, cwd=tmp_path)
@@ -92,7 +92,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_benchmark_on_little_data(name, tmp_path):
-    """So small, its figures mean nothing: it is seen to run, to print its table and to draw."""
+    """Too small for meaningful figures: it must run, print its table and draw."""
     text = printed(f"benchmarks/{name}.py", *SMALL[name], cwd=tmp_path, optimized=False)
     assert re.search(r"^\|.*\d", text, re.MULTILINE)
     if "--output" in SMALL[name]:

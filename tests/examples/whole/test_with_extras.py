@@ -1,4 +1,4 @@
-"""The goal of the DQN example, where its episodes end, and the help of every example."""
+"""DQN's goal and the ends of its episodes, and the flags of every example."""
 
 import re
 
@@ -44,7 +44,7 @@ def test_goal_is_double_q(terminated, goal):
     np.testing.assert_allclose(gradients["b2"], [0.1 - goal, 0], rtol=1e-5, atol=1e-7)
 
 
-def test_a_full_episode_is_cut_off_and_not_ended():
+def test_a_full_episode_is_truncated_and_not_terminated():
     states = dqn_cartpole.reset(jax.random.split(jax.random.key(0), 1))[1]
     states = states.replace(time=jnp.full(1, dqn_cartpole.LONGEST - 1))
     keys = jax.random.split(jax.random.key(1), 1)
@@ -54,7 +54,7 @@ def test_a_full_episode_is_cut_off_and_not_ended():
     assert not np.allclose(observations, info["final_observation"])
 
 
-def test_steps_that_do_not_divide_are_refused(monkeypatch, capsys):
+def test_steps_that_do_not_divide_are_rejected(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["dqn_cartpole.py", "--steps", "401"])
     with pytest.raises(SystemExit, match="2"):
         dqn_cartpole.parse_arguments()
@@ -82,7 +82,7 @@ def test_help_has_every_default(example, monkeypatch, capsys):
         (["--cluster", "--processes", "2"], "--processes: on a cluster the scheduler starts"),
     ],
 )
-def test_distributed_flags_that_do_not_fit_are_refused(flags, message, monkeypatch, capsys):
+def test_distributed_flags_that_do_not_fit_are_rejected(flags, message, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train_distributed.py", *flags])
     with pytest.raises(SystemExit, match="2"):
         train_distributed.parse_arguments()
