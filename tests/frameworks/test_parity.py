@@ -56,7 +56,7 @@ def check(dialect, framework_path, options, schedule, gradients, params):
     ids=str,
 )
 def test_pytorch(options, schedule):
-    # A gradient that is nothing but weight decay turns where w does, and doubles each rounding.
+    # A gradient of weight decay alone changes sign with w, and doubles each rounding error.
     gradients, params = problem(seed=0, smallest=1e-3)
     check(dialects.pytorch, pytorch_path, options, schedule, gradients, params)
 
@@ -173,7 +173,7 @@ def test_caution_of_timm(lr_in_momentum):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("centered", [False, True])
 def test_untouched_rows(centered, momentum, schedule):
-    """An embedding of which each batch has a twentieth of the rows, and some of these twice."""
+    """Each batch has a twentieth of an embedding's rows, some of them twice."""
     options = {"learning_rate": 1e-2, "centered": centered, "momentum": momentum, "epsilon": 1e-3}
     rng = np.random.default_rng(6)
     ids = rng.integers(0, 100, (120, 5))
@@ -200,7 +200,7 @@ def tensorflow_v1(options, schedule):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("centered", [False, True])
-def test_pytorch_takes_a_complex_parameter_as_two_real_ones(centered, momentum):
+def test_pytorch_treats_a_complex_parameter_as_two_real_ones(centered, momentum):
     options = {"lr": 1e-2, "centered": centered, "momentum": momentum, "weight_decay": 1e-3}
     rng = np.random.default_rng(3)
     g = rng.standard_normal((120, 16)) + 1j * rng.standard_normal((120, 16)) * np.logspace(

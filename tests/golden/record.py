@@ -1,7 +1,7 @@
-"""Records the paths of the frameworks' own RMSprops, for tests that run without them.
+"""Records trajectories of the frameworks' own RMSprops, for tests that run without them.
 
 Needs the extra `frameworks`: python tests/golden/record.py. One file per framework:
-versions, a small problem of tests/support/trajectories.py, and the parameters of every fifth step.
+versions, a small problem of tests/support/trajectories.py, and the parameters every fifth step.
 """
 
 import argparse
@@ -132,27 +132,27 @@ PACKAGES = {
 def recorded(framework, framework_path, gradients, params):
     def case(options, schedule):
         taken = framework_path(options, gradients, params, schedule)
-        path = {k: plain(v[EVERY - 1 :: EVERY]) for k, v in taken.items()}
+        path = {k: rounded_lists(v[EVERY - 1 :: EVERY]) for k, v in taken.items()}
         return {"options": options, "schedule": schedule, "path": path}
 
     return {
         "versions": {name: version(name).partition("+")[0] for name in PACKAGES[framework]},
         "every": EVERY,
-        "gradients": {k: plain(g) for k, g in gradients.items()},
-        "params": {k: plain(w) for k, w in params.items()},
+        "gradients": {k: rounded_lists(g) for k, g in gradients.items()},
+        "params": {k: rounded_lists(w) for k, w in params.items()},
         "cases": [case(*options_and_schedule) for options_and_schedule in CASES[framework]],
     }
 
 
-def plain(array):
-    """Nested lists of numbers with nine digits, which any float32 comes back from."""
+def rounded_lists(array):
+    """Nested lists of numbers with nine digits, enough to restore any float32."""
     if array.ndim:
-        return [plain(row) for row in array]
+        return [rounded_lists(row) for row in array]
     return float(f"{array:.9g}")
 
 
 def text(record):
-    """JSON with one line for each step."""
+    """JSON with one line per step."""
     indented = json.dumps(record, indent=1)
     joined = re.sub(r"\[[^][{}]*\]", lambda row: " ".join(row[0].split()), indented)
     return joined.replace("[ ", "[").replace(" ]", "]") + "\n"
@@ -168,7 +168,7 @@ def main():
     from support.trajectories import problem
 
     for framework in CASES:
-        # torch's weight decay asks for it: see tests/frameworks/test_parity.py.
+        # torch's weight decay needs it: see tests/frameworks/test_parity.py.
         smallest = 1e-3 if "torch" in PACKAGES[framework] else 1e-6
         gradients, params = problem(SEEDS.get(framework, 3), STEPS, WIDTH, smallest)
         framework_path = getattr(frameworks, f"{framework}_path")

@@ -1,6 +1,6 @@
-"""What needs an environment of its own: README's first command, the wheel, notebook 3's first cell.
+"""In environments of their own: README's first command, the wheel, notebook 3's first cell.
 
-Each is tried in a copy of this tree. It takes some minutes, and pip must find packages.
+Each runs in a copy of this tree. They take some minutes, and pip must find packages.
 """
 
 import json
@@ -20,7 +20,7 @@ LEFT_OUT = [".git", ".venv", ".ipynb_checkpoints", "__pycache__", ".*_cache", ".
 
 
 def run(*program, cwd, check=True):
-    """The program ended; it sees nothing of this process' environment."""
+    """Runs a program to its end, outside this process's Python environment."""
     environment = for_program(optimized=True)
     for name in ("PYTHONPATH", "PYTEST_ADDOPTS", "VIRTUAL_ENV"):
         environment.pop(name, None)
@@ -49,7 +49,7 @@ def elsewhere(tmp_path):
 
 
 def test_readmes_first_command_trains_and_draws(copy):
-    """And it does not install what the second should bring."""
+    """And it does not install the packages of the second command."""
     (copy / "quickstart.png").unlink(missing_ok=True)
     result = run("bash", "-c", command("examples/quickstart.py"), cwd=copy).stdout
     assert float(re.search(r"RMSprop: test accuracy ([\d.]+)%", result)[1]) >= 97
@@ -73,8 +73,8 @@ print(rmsprop_jax.__file__)
 """
 
 
-def test_wheel_is_whole(copy, elsewhere):
-    """Built from the source distribution, as a release is, and imported in another place."""
+def test_wheel_is_complete(copy, elsewhere):
+    """Built from the source distribution, as for a release, and imported elsewhere."""
     builder = new_python(copy)
     run(builder, "-m", "pip", "install", "-q", "build", cwd=copy)
     run(builder, "-m", "build", "-q", cwd=copy)
@@ -86,13 +86,13 @@ def test_wheel_is_whole(copy, elsewhere):
     assert file.startswith(str(elsewhere))
 
 
-def test_notebook_3_installs_the_clone_that_it_lies_in(copy, elsewhere):
-    """Or, where there is none, says what to do."""
+def test_notebook_3_installs_the_clone_that_it_is_in(copy, elsewhere):
+    """Outside a clone it says what to do."""
     [notebook] = (copy / "notebooks").glob("3_*.ipynb")
     cells = json.loads(notebook.read_text())["cells"]
     first = "".join(next(cell for cell in cells if cell["cell_type"] == "code")["source"])
     python = new_python(elsewhere)
-    refusal = run(python, "-c", first, cwd=elsewhere, check=False)
-    assert refusal.returncode != 0
-    assert "set GIT_ADDRESS above" in refusal.stderr
+    failed = run(python, "-c", first, cwd=elsewhere, check=False)
+    assert failed.returncode != 0
+    assert "set GIT_ADDRESS above" in failed.stderr
     assert "from the clone" in run(python, "-c", first, cwd=copy / "notebooks").stdout
