@@ -1,4 +1,4 @@
-"""Adding updates to parameters, to bfloat16 ones with stochastic rounding."""
+"""Adds updates to parameters, with stochastic rounding where those are bfloat16."""
 
 from typing import Any
 
@@ -15,31 +15,31 @@ from rmsprop_jax._numerics import widen
 def apply_updates(params: Any, updates: Any, step: ArrayLike | None = None) -> Any:
     """``optax.apply_updates``, with stochastic rounding where parameters are bfloat16.
 
-    A bfloat16 number near one has neighbours 0.004 and 0.008 away. Rounded to nearest, an
-    update less than half of that is lost, at every step again. Here the sum, formed in
-    float32, is rounded up or down at random so that its mean is right: of updates of a
-    hundredth of the spacing, one in a hundred moves the parameter, by all of it. The deviation
-    that this adds to a parameter's path is that of a random walk of such moves.
+    The neighbours of 1 in bfloat16 are 0.004 below and 0.008 above. With rounding to nearest, an
+    update of less than half that spacing is lost, at every step. Here the sum is computed in
+    float32 and rounded stochastically, so its expected value is exact: of updates as large as 1 %
+    of the spacing, one in a hundred moves the parameter, by a full spacing. This adds a random
+    walk of such moves to the parameter's trajectory.
 
     Args:
-      params: The parameters. Those in other dtypes are treated as by ``optax.apply_updates``.
+      params: The parameters. Other dtypes than bfloat16 are updated by ``optax.apply_updates``.
       updates: The updates, of the same structure and shapes; bfloat16 parameters may have
         float32 updates. None leaves its parameter as it is.
-      step: A whole number that differs at every call: your loop's counter, given to a
+      step: A whole number that differs at every call: your loop's counter, passed to a
         compiled step as an argument. The random bits are a hash of it, the leaf's path and the
-        element's index, and so the same on any layout of devices and after a restart.
-        ``None`` will do where no parameter is bfloat16.
+        element's index, so they are the same on any layout of devices and after a restart.
+        May be ``None`` if no parameter is bfloat16.
 
     Returns:
       The new parameters, in the dtypes of ``params``.
 
     Raises:
-      ValueError: If a parameter is bfloat16 and ``step`` is missing or an array; if structures or
-        shapes differ.
+      ValueError: If a parameter is bfloat16 and ``step`` is missing; if ``step`` is negative or
+        not a scalar; if structures or shapes differ.
       TypeError: If ``step`` is not a whole number.
 
     Example:
-      Five hundred steps of 1e-4 are 0.05. Rounded to nearest nothing moves.
+      Five hundred steps of 1e-4 add up to 0.05. With rounding to nearest, nothing moves.
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -79,15 +79,15 @@ def apply_updates(params: Any, updates: Any, step: ArrayLike | None = None) -> A
 
 
 def _slots(step: Any, leaves: list[tuple[Any, int]]) -> tuple[jax.Array, list[_storage.Slot]]:
-    """The random keys of the bfloat16 parameters, and where each one finds its own."""
+    """The random keys of the bfloat16 parameters, and the slot of each in them."""
     if step is None:
         raise ValueError(
             f"params{keystr(leaves[0][0])} is bfloat16, which needs the step: call "
-            "apply_updates(params, updates, step); to round to nearest, optax.apply_updates"
+            "apply_updates(params, updates, step), or optax.apply_updates to round to nearest"
         )
-    # A hash takes 32 bits.
-    count = step if isinstance(step, jax.Array) else jnp.uint32(int(step) % 2**32)
-    shared, (slots,) = _storage.slots(count, ["params"], leaves, [[]])
+    # The hash takes 32 bits.
+    bits = step if isinstance(step, jax.Array) else jnp.uint32(int(step) % 2**32)
+    shared, (slots,) = _storage.slots(bits, ["params"], leaves, [[]])
     return shared, slots
 
 

@@ -1,4 +1,4 @@
-"""From unchecked transformations to public ones: what comes in is checked and put into shape."""
+"""Makes public transformations from unchecked ones: checks and casts what they are given."""
 
 from typing import Any
 
@@ -16,16 +16,16 @@ from rmsprop_jax._numerics import widen
 def checked(
     tx: optax.GradientTransformation, *, uses_params: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """A public transformation of an unchecked one.
+    """Makes a public transformation from an unchecked one.
 
-    ``tx`` sees gradients in at least float32 and a state that fits them, and, if it
-    ``uses_params``, such parameters. Each update is rounded once, to the wider of its gradient's
+    ``tx`` gets gradients in at least float32, a state that fits them and, if ``uses_params``,
+    parameters in at least float32. Each update is rounded once, to the wider of its gradient's
     and its parameter's dtype.
     """
     layout = Layout.of(tx)
 
     def init(params: Any) -> Any:
-        return tx.init(tree_map_with_path(_with_state, params))
+        return tx.init(tree_map_with_path(_none_without_state, params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args  # for other transformations in the chain
@@ -47,19 +47,19 @@ def checked(
             wide_params = treedef.unflatten(_wide_weights(weights, gradients, updates))
         scaled, state = tx.update(wide, state, wide_params)
         rows = zip(treedef.flatten_up_to(scaled), given, weights, strict=True)
-        return treedef.unflatten(_rounded(*row) for row in rows), state
+        return treedef.unflatten(_cast_update(*row) for row in rows), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _with_state(path: Any, param: Any) -> Any:
-    """A parameter, or None for a leaf that has no state."""
+def _none_without_state(path: Any, param: Any) -> Any:
+    """The parameter, or None if it is a leaf without state."""
     _validate_trees.known_leaf(f"params{_validate_trees.shown_path(path)}", param)
     return param if _trees.has_gradient(param) else None
 
 
 def _gradient(i: int, g: Any, weight: Any, updates: Any) -> jax.Array | None:
-    """The gradient as an array; None where ``jax.grad`` has none for an integer."""
+    """The gradient as an array; None for the float0 that ``jax.grad`` returns for integers."""
     trained = weight is None or _trees.has_gradient(weight)
     if trained and _trees.has_gradient(g):
         return g if isinstance(g, jax.Array) else jnp.asarray(g)
@@ -78,10 +78,10 @@ def _wide_weights(weights: list[Any], gradients: list[Any], updates: Any) -> lis
     return [None if g is None else widen(w) for w, g in zip(weights, gradients, strict=True)]
 
 
-def _rounded(update: Any, g: Any, weight: Any) -> Any:
-    """An update in the dtype that it is to have, the wider of its gradient's and its weight's."""
+def _cast_update(update: Any, g: Any, weight: Any) -> Any:
+    """The update in the wider of its gradient's and its parameter's dtype."""
     if update is None:
-        # To be added to an integer, it must be a zero of the integer's dtype.
+        # optax.apply_updates can only add a zero of the integer's own dtype to it.
         return jnp.zeros_like(weight) if _trees.is_float0(g) and _is_integer(weight) else None
     dtype = getattr(g, "dtype", None)
     if dtype is None or (weight is not None and getattr(weight, "dtype", None) != dtype):

@@ -1,4 +1,4 @@
-"""What an optimizer's state says of training, leaf by leaf."""
+"""What an optimizer's state says about training, leaf by leaf."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,26 +12,27 @@ from jax.typing import ArrayLike
 from rmsprop_jax import _second_moment, _storage, _validate, _validate_trees
 from rmsprop_jax._numerics import divide, widen
 
-# Percentiles are of about so many elements of a leaf, evenly spaced.
+# Percentiles are estimated from about this many elements of a leaf, evenly spaced.
 _SAMPLE = 2**16
 
 
 class Diagnosis(NamedTuple):
-    """What `diagnose` says of one leaf, float32 scalars; None where it was not told enough.
+    """What `diagnose` says about one leaf: float32 scalars, None where they do not apply.
 
     Attributes:
-      gradient_rms: Root mean square of the gradients, as v remembers them.
-      root_v_5: 5th percentile of sqrt(v). Learning rate over it is the size of the longest steps.
+      gradient_rms: Root mean square of the recent gradients: the root of the mean of v.
+      root_v_5: 5th percentile of sqrt(v). The effective learning rate, ``learning_rate / sqrt(v)``,
+        is larger in 5 % of the elements only.
       root_v_50: Median of sqrt(v).
       root_v_95: 95th percentile of sqrt(v).
-      eps_share: Share of elements where eps is the larger part of the denominator.
+      eps_share: Fraction of elements where eps is the larger part of the denominator.
       update_rms: Root mean square of the update.
-      update_over_param: The same over that of the parameter.
-      lost_share: Share of the elements of a bfloat16 parameter whose update is lost when the sum is
-        rounded to nearest, as it is under half a spacing.
-      zero_share: Of averages in codes, the share that is zero: too small for the leaf's scale.
-      top_share: Of averages in codes, the share that is cut: too large for it.
-      nonfinite: Elements where v, parameter or update is NaN or infinite.
+      update_over_param: ``update_rms`` over the root mean square of the parameter.
+      lost_share: Fraction of the elements of a bfloat16 parameter whose update is lost by rounding
+        to nearest, because it is less than half the spacing.
+      zero_share: Fraction of an 8-bit average that is zero: too small for the leaf's scale.
+      top_share: Fraction of an 8-bit average that is clipped: too large for the leaf's scale.
+      nonfinite: How many values of v, parameter and update are NaN or infinite.
     """
 
     gradient_rms: Any
@@ -48,10 +49,10 @@ class Diagnosis(NamedTuple):
 
 
 class Diagnoses(dict[str, Diagnosis]):
-    """A `Diagnosis` by the path of each leaf. Printed, it is a table."""
+    """The `Diagnosis` of each leaf, by its path. Prints as a table."""
 
     def as_scalars(self) -> dict[str, float]:
-        """The numbers by name, such as ``"dense/kernel/gradient_rms"``, for a logger."""
+        """The numbers under names such as ``"dense/kernel/gradient_rms"``, for a logger."""
         return {
             f"{path}/{name}".strip("/"): float(value)
             for path, diagnosis in jax.device_get(dict(self)).items()
@@ -63,7 +64,7 @@ class Diagnoses(dict[str, Diagnosis]):
         leaves = jax.tree.leaves(dict(self))
         if any(isinstance(x, Tracer) for x in leaves):
             return f"Diagnoses({dict(self)})"
-        rows = [_shown(path, x) for path, x in jax.device_get(dict(self)).items()]
+        rows = [_table_row(path, x) for path, x in jax.device_get(dict(self)).items()]
         table = [("leaf", *_COLUMNS), *rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return "\n".join(
@@ -75,7 +76,7 @@ class Diagnoses(dict[str, Diagnosis]):
         )
 
 
-# The columns of the table: the fields of `Diagnosis`, in few letters.
+# Headings of the table: the fields of `Diagnosis`, abbreviated.
 _COLUMNS = (
     "rms(g)",
     "sqrt(v) 5%",
@@ -91,8 +92,7 @@ _COLUMNS = (
 )
 
 
-def _shown(path: str, diagnosis: Diagnosis) -> tuple[str, ...]:
-    """A row of the table."""
+def _table_row(path: str, diagnosis: Diagnosis) -> tuple[str, ...]:
 
     def cell(name: str, value: Any) -> str:
         if value is None:
@@ -119,30 +119,30 @@ def diagnose(
     eps: ArrayLike = 1e-8,
     eps_in_sqrt: bool = True,
 ) -> Diagnoses:
-    r"""What a state says of training, leaf by leaf: print it, or log it.
+    r"""What a state says about training, leaf by leaf: print it, or log it.
 
-    It costs one read of the state, the parameters and the updates. Percentiles are of about
+    It reads the state, the parameters and the updates once. Percentiles are estimated from about
     65,000 evenly spaced elements of each leaf.
 
     Args:
       state: As in `second_moment`.
       params: The parameters, or an ``nnx.State`` of them.
-      updates: What the optimizer returned, if you want to see how far it goes.
+      updates: What the optimizer returned, if you want to see how large its steps are.
       eps: :math:`\epsilon` of the optimizer, which its state does not hold.
-      eps_in_sqrt: Whether it stands inside the root.
+      eps_in_sqrt: Whether eps is inside the square root.
 
     Returns:
-      A dictionary of `Diagnosis` by the path of each leaf, such as ``"dense/kernel"``. ``print``
-      shows a table, ``as_scalars()`` gives a flat dictionary for a logger. A pytree: `diagnose`
-      may be part of a compiled step. Leaves that another optimizer trains, and empty ones, are
-      left out.
+      A dictionary from the path of each leaf, such as ``"dense/kernel"``, to its `Diagnosis`.
+      ``print`` shows a table, ``as_scalars()`` returns a flat dictionary for a logger. It is a
+      pytree, so `diagnose` may be part of a compiled step. Empty leaves, and leaves that another
+      optimizer trains, are left out.
 
     Raises:
-      ValueError: If ``state`` has no average of squares, or ``params`` or ``updates`` are not of
+      ValueError: If ``state`` has no average of squares, or ``params`` or ``updates`` do not have
         its structure and shapes.
 
     Example:
-      Gradients of 1e-6 are far below the default eps, which acts as 1e-4 outside the root: all
+      Gradients of 1e-6 are far below the default eps, which acts like 1e-4 outside the root: all
       steps are a hundredth of what they should be.
 
       >>> import jax.numpy as jnp
@@ -165,12 +165,13 @@ def diagnose(
         for path, v in _by_path(_second_moment.values(averages)).items():
             if v.size:
                 param, update = (
-                    _at(path, x, v, name) for x, name in ((params, "params"), (updates, "updates"))
+                    _leaf_at(path, x, v, name)
+                    for x, name in ((params, "params"), (updates, "updates"))
                 )
                 found[path] = Diagnosis(
-                    **_of_average(v, eps, eps_in_sqrt),
-                    **_of_update(param, update),
-                    **_of_codes(codes.get(path), top.get(path)),
+                    **_average_fields(v, eps, eps_in_sqrt),
+                    **_update_fields(param, update),
+                    **_code_fields(codes.get(path), top.get(path)),
                     nonfinite=sum(
                         jnp.sum(~jnp.isfinite(x)) for x in (v, param, update) if x is not None
                     ),
@@ -186,15 +187,15 @@ def _by_path(tree: Any) -> dict[str, Any]:
     }
 
 
-def _at(path: str, leaves: dict[str, Any], v: jax.Array, name: str) -> Any:
-    """The leaf that belongs to an average; None if none were given."""
+def _leaf_at(path: str, leaves: dict[str, Any], v: jax.Array, name: str) -> Any:
+    """The leaf at the path of an average; None if no leaves were given."""
     if not leaves:
         return None
     if path not in leaves:
-        # `dialects.pytorch` has two averages for a complex parameter.
-        parent, _, part = path.rpartition("/")
-        if part in ("real", "imaginary") and jnp.iscomplexobj(leaves.get(parent)):
-            return {"real": jnp.real, "imaginary": jnp.imag}[part](leaves[parent])
+        # `dialects.pytorch` keeps two averages for a complex parameter.
+        parent, _, name_of_half = path.rpartition("/")
+        if name_of_half in ("real", "imaginary") and jnp.iscomplexobj(leaves.get(parent)):
+            return {"real": jnp.real, "imaginary": jnp.imag}[name_of_half](leaves[parent])
         raise ValueError(
             f"{name} must have a leaf at {path!r}, where the state has an average; its leaves are "
             f"{_validate_trees.few(list(leaves))}"
@@ -203,7 +204,7 @@ def _at(path: str, leaves: dict[str, Any], v: jax.Array, name: str) -> Any:
     return jnp.asarray(leaves[path])
 
 
-def _of_average(v: jax.Array, eps: ArrayLike, eps_in_sqrt: bool) -> dict[str, jax.Array]:
+def _average_fields(v: jax.Array, eps: ArrayLike, eps_in_sqrt: bool) -> dict[str, jax.Array]:
     root = jnp.sqrt(v)
     low, median, high = jnp.quantile(_sample(root), jnp.array([0.05, 0.5, 0.95]))
     return {
@@ -216,14 +217,14 @@ def _of_average(v: jax.Array, eps: ArrayLike, eps_in_sqrt: bool) -> dict[str, ja
 
 
 def _sample(x: jax.Array) -> jax.Array:
-    """About `_SAMPLE` elements, evenly spaced and not all of one column."""
+    """About `_SAMPLE` elements, evenly spaced and not all from one column."""
     stride = -(-x.size // _SAMPLE)
     while math.gcd(stride, x.size) > 1:
         stride += 1
     return x.ravel()[::stride]
 
 
-def _of_update(param: Any, update: Any) -> dict[str, Any]:
+def _update_fields(param: Any, update: Any) -> dict[str, Any]:
     if update is None:
         return {"update_rms": None, "update_over_param": None, "lost_share": None}
     rms = _rms(update)
@@ -242,7 +243,7 @@ def _rms(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(abs(widen(x)) ** 2))
 
 
-def _of_codes(codes: Any, top: Any) -> dict[str, Any]:
+def _code_fields(codes: Any, top: Any) -> dict[str, Any]:
     if codes is None:
         return {"zero_share": None, "top_share": None}
     zero = _storage.FORMATS[codes.dtype].zero

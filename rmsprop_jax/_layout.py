@@ -1,4 +1,4 @@
-"""How a state is built; a checkpoint's is put back into its containers."""
+"""The structure of a state, and how one from a checkpoint gets its containers back."""
 
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ from rmsprop_jax import _trees, _validate_trees
 
 
 class Layout(NamedTuple):
-    """How a state is built: its containers, and which of its leaves are trees of averages.
+    """The structure of a state: its containers, and what each of its leaves is.
 
     Attributes:
-      containers: The structure of the state of one parameter.
-      leaves: What stands in it: an average, of shape (1, 1), a vector with a number per leaf of the
-        parameters, of shape (1,), or a step counter, of shape ().
+      containers: The structure of the state of a single parameter.
+      leaves: Its leaves. Their shape says what they are: (1, 1) for an average, (1,) for a vector
+        with one number per parameter leaf, () for a step counter.
     """
 
     containers: Any
@@ -24,13 +24,13 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, tx: optax.GradientTransformation) -> "Layout":
-        """That of the states of ``tx``."""
+        """The layout of the states of ``tx``."""
         one = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((1, 1), jnp.float32))
         leaves, containers = jax.tree.flatten(one)
         return cls(containers, leaves)
 
     def fit(self, state: Any, gradients: list[Any], treedef: Any, params: Any) -> Any:
-        """The state, rebuilt if it came back in other containers; an error if it is another's."""
+        """The state, rebuilt if its containers differ; raises if another optimizer made it."""
         parts = _trees.flatten_like(self.containers, state)
         if parts is not None and all(
             _fits(part, leaf, gradients, treedef)
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
         try:
             state = _rebuild(state, expected)
         except _DiffersError:
-            hint = "; the options must be those of the optimizer that made it"
+            hint = "; use the options of the optimizer that made it"
             if any(keystr(path[1:2]) == ".var" for path, _ in tree_leaves_with_path(expected)):
                 hint += " (interop.optax converts Optax's centred state)"
             like = "init(params) for these updates"
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
 
     def _expected(self, gradients: list[Any], treedef: Any) -> Any:
         def like_updates(average: Any) -> Any:
-            return treedef.unflatten(_ANYTHING if _is_free(g) else average for g in gradients)
+            return treedef.unflatten(_ANY_STATE if _is_unchecked(g) else average for g in gradients)
 
         return self.containers.unflatten(
             like_updates(leaf) if _is_average(leaf) else leaf for leaf in self.leaves
@@ -65,59 +65,62 @@ class Layout(NamedTuple):
 
 
 def _fits(part: Any, leaf: Any, gradients: list[Any], treedef: Any) -> bool:
-    """Whether a part of a state is built as it should be, whatever containers the user has."""
+    """Whether ``part`` of a state has the structure that ``leaf`` of the layout asks for."""
     if not _is_average(leaf):
         is_array = jax.tree.structure(part) == _LEAF
         return is_array and (not _is_step(leaf) or _validate_trees.is_counter(part))
     averages = _trees.flatten_like(treedef, part)
     return averages is not None and all(
-        _is_free(g) or jax.tree.structure(average) == jax.tree.structure(leaf)
+        _is_unchecked(g) or jax.tree.structure(average) == jax.tree.structure(leaf)
         for average, g in zip(averages, gradients, strict=True)
     )
 
 
-def _is_free(g: Any) -> bool:
-    """Without a gradient any state will do; `dialects.pytorch` keeps a complex one as two."""
+def _is_unchecked(g: Any) -> bool:
+    """Whether the averages of a gradient may have any structure.
+
+    Nothing reads those of a gradient of None. `dialects.pytorch` keeps two for a complex one.
+    """
     return g is None or jnp.iscomplexobj(g)
 
 
 class _DiffersError(ValueError):
-    """A state has other leaves than it should."""
+    """A state does not have the leaves that it should have."""
 
 
-_ANYTHING = object()
+_ANY_STATE = object()
 _LEAF = jax.tree.structure(0)
 
 
 def _rebuild(given: Any, expected: Any) -> Any:
-    """``given`` in the containers of ``expected``.
+    """Puts the leaves of ``given`` into the containers of ``expected``.
 
     A checkpoint that is restored without a target has lists instead of tuples, and dictionaries
-    or lists instead of named tuples. Children are found by name, and in a list by position.
+    or lists instead of named tuples. Children are matched by name, in a list by position.
     """
     children, treedef = _one_level(expected)
     if treedef == _LEAF:
-        # A missing average is spoken of where its gradient is at hand.
-        if expected is _ANYTHING or (given is None and _is_average(expected)):
+        # `per_leaf` reports a missing average, together with its gradient.
+        if expected is _ANY_STATE or (given is None and _is_average(expected)):
             return given
         if jax.tree.structure(given) != _LEAF:
-            raise _DiffersError("a container where an array should stand")
+            raise _DiffersError("a container instead of an array")
         return given
     found, _ = _one_level(given)
-    nameless = isinstance(given, list | tuple) and not hasattr(given, "_fields")
-    if nameless and isinstance(expected, tuple) and len(found) == len(children):
+    by_position = isinstance(given, list | tuple) and not hasattr(given, "_fields")
+    if by_position and isinstance(expected, tuple) and len(found) == len(children):
         found = dict(zip(children, found.values(), strict=True))
     if found.keys() != children.keys():
-        raise _DiffersError("other children")
+        raise _DiffersError("different children")
     return treedef.unflatten(_rebuild(found[name], child) for name, child in children.items())
 
 
 def _is_step(leaf: Any) -> bool:
-    return leaf is not _ANYTHING and leaf.shape == ()
+    return leaf is not _ANY_STATE and leaf.shape == ()
 
 
 def _is_average(leaf: Any) -> bool:
-    return leaf is not _ANYTHING and leaf.shape == (1, 1)
+    return leaf is not _ANY_STATE and leaf.shape == (1, 1)
 
 
 def _one_level(node: Any) -> tuple[dict[str, Any], Any]:

@@ -1,4 +1,4 @@
-"""Momentum of the gradients, divided by the root afterwards: fastai's order, unchecked."""
+"""Momentum of the gradients, divided by the root of v afterwards: fastai's order, unchecked."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from rmsprop_jax._trees import per_leaf
 def momentum_over_rms(
     *, momentum: Scalar, decay: Scalar, eps: Scalar, accumulator_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformation:
-    """``b' = momentum * b + g`` over ``sqrt(v') + eps``; the states of `rms` and of `trace`."""
+    """``b' = momentum * b + g`` over ``sqrt(v') + eps``, with the states of `rms` and `trace`."""
     average = _transform.rms(decay=decay, eps=eps, accumulator_dtype=accumulator_dtype)
     buffer = _transform.trace(momentum=momentum, accumulator_dtype=accumulator_dtype)
     low_precision = _storage.is_low_precision(accumulator_dtype)
@@ -27,28 +27,31 @@ def momentum_over_rms(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        of_average, of_buffer = state
-        count = _numerics.next_step(of_average.count) if low_precision else None
+        average_state, buffer_state = state
+        step = _numerics.next_step(average_state.count) if low_precision else None
         updates, new = per_leaf(
-            _step,
+            _leaf_step,
             updates,
-            {"nu": getattr(of_average, nu), "trace": of_buffer.trace},
+            {"nu": getattr(average_state, nu), "trace": buffer_state.trace},
             scalars=(decay, 1 - decay, eps, momentum),
             accumulator_dtype=accumulator_dtype,
-            count=count,
-            shrink=decay,
+            step=step,
+            decay=decay,
         )
-        of_average = of_average._replace(**{nu: new["nu"]})
-        of_buffer = of_buffer._replace(trace=new["trace"])
+        average_state = average_state._replace(**{nu: new["nu"]})
+        buffer_state = buffer_state._replace(trace=new["trace"])
         if low_precision:
-            of_average, of_buffer = of_average._replace(count=count), of_buffer._replace(step=count)
-        return updates, (of_average, of_buffer)
+            average_state, buffer_state = (
+                average_state._replace(count=step),
+                buffer_state._replace(step=step),
+            )
+        return updates, (average_state, buffer_state)
 
     return optax.GradientTransformation(init, update)
 
 
 @jax.jit
-def _step(
+def _leaf_step(
     shared: jax.Array,
     g: jax.Array,
     kept_average: jax.Array,

@@ -10,12 +10,12 @@ from jax.scipy.special import xlog1py
 from jax.typing import ArrayLike, DTypeLike
 
 Scalar = Any
-"""A hyperparameter: an ``ArrayLike`` of shape (), which type checkers let nobody compute with."""
+"""A hyperparameter: an ``ArrayLike`` of shape (), a type that rejects arithmetic when checked."""
 
 
 @functools.cache
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """``dtype``, or float32 where it has fewer bits; of a complex one, each part counts."""
+    """``dtype``, or float32 if that is wider; a complex dtype counts by its real part."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
@@ -27,18 +27,18 @@ def widen(x: ArrayLike) -> jax.Array:
 
 
 def abs_sq(g: jax.Array) -> jax.Array:
-    """``|g|**2``, real also where ``g`` is complex, and never infinite.
+    """``|g|**2``, real even if ``g`` is complex, and never infinite.
 
-    It saturates at a quarter of the largest float. An infinite average would never forget, and
-    its parameter would never move again. A quarter, and not all of it: stochastic rounding may
-    double an average, and XLA writes ``v / 2 + g**2 / 2`` as ``(v + g**2) / 2``.
+    It saturates at a quarter of the largest float. An infinite average would stay infinite, and
+    its parameter would never move again. A quarter leaves room for stochastic rounding, which may
+    double an average, and for XLA, which rewrites ``v / 2 + g**2 / 2`` as ``(v + g**2) / 2``.
     """
     square = jnp.real(g * jnp.conj(g))
     return jnp.minimum(square, jnp.finfo(square.dtype).max / 4)
 
 
 def saturate(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """A float64 array that ``dtype`` can hold: an infinite average would never forget."""
+    """Clips a float64 array to what ``dtype`` can hold: an infinite average would stay infinite."""
     if x.dtype != jnp.float64 or jnp.finfo(dtype).bits == 64:
         return x
     largest = float(jnp.finfo(dtype).max) / 4
@@ -46,7 +46,7 @@ def saturate(x: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def difference(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``a - b``, which saturates at the largest float instead of overflowing."""
+    """``a - b``, saturating at the largest float instead of overflowing."""
     if jnp.iscomplexobj(a):
         return jax.lax.complex(difference(a.real, b.real), difference(a.imag, b.imag))
     largest = jnp.finfo(a.dtype).max
@@ -54,62 +54,62 @@ def difference(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def divide(a: Any, b: Any) -> jax.Array:
-    """``a / b``, and zero with a zero derivative where ``b`` is zero.
+    """``a / b``; where ``b`` is zero, zero with a zero derivative.
 
-    In float32 the derivative, of the size of ``1 / b**2``, is finite for b above 1.1e-19.
+    In float32 the derivative, about ``1 / b**2``, is finite for b above 1.1e-19.
     """
     return a / jnp.where(b == 0, jnp.inf, b)
 
 
 def sqrt(x: Any) -> jax.Array:
-    """``sqrt(x)``, whose derivative at zero is zero instead of infinite."""
+    """``sqrt(x)`` with a derivative of zero, not infinity, at zero."""
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
 @jax.jit
 def next_step(step: jax.Array) -> jax.Array:
-    """The step after this one, an int32; after 2**31 - 1 come negative ones, over and over.
+    """The next step, an int32. After 2**31 - 1 it cycles through the negative numbers.
 
-    What hashes it gets a new number for ever, where ``optax.safe_increment`` stands still.
+    So a hash of it never stops changing. ``optax.safe_increment`` stays at 2**31 - 1.
     """
     return jnp.where(step == -1, jnp.iinfo(jnp.int32).min, step + 1)
 
 
 @jax.jit
 def steps_taken(step: jax.Array) -> jax.Array:
-    """How many steps `next_step` has counted; at least 2**31 - 1 if it is negative."""
+    """How many steps `next_step` has counted, at most 2**31 - 1."""
     return jnp.where(step < 0, jnp.iinfo(jnp.int32).max, step)
 
 
 @jax.jit
 def bias_correction(decay: Scalar, step: jax.Array) -> jax.Array:
-    """``1 - decay**step``: the weight of all gradients in an average that began at zero.
+    """``1 - decay**step``: the total weight of the gradients in an average that began at zero.
 
-    Written as Optax writes it, so that Optax's tests agree to 1e-6; it loses digits where the
-    decay is near one.
+    Computed as Optax does, although this loses digits where the decay is close to one: Optax's
+    tests compare the two to 1e-6.
     """
     return 1 - power(decay, step)
 
 
 @jax.jit
 def corrected_start(decay: Scalar, step: jax.Array) -> jax.Array:
-    """``decay**step / (1 - decay**step)``: what bias correction makes of a start of one."""
+    """``decay**step / (1 - decay**step)``: the weight of the start in a bias-corrected average."""
     return power(decay, step) / bias_correction(decay, step)
 
 
 def power(decay: Scalar, step: jax.Array) -> jax.Array:
-    """``decay**step`` in floats: an integer power rounds differently with jit and without."""
+    """``decay**step`` in floats: an integer power rounds differently with and without jit."""
     return decay ** step.astype(float)
 
 
 @jax.jit
 def newest_weight(decay: Scalar, step: jax.Array) -> jax.Array:
-    """``(1 - decay) / (1 - decay**step)``: the newest weight in a bias-corrected average.
+    """``(1 - decay) / (1 - decay**step)``: the newest gradient's weight after bias correction.
 
     Computed as ``1 / (1 + decay + ... + decay**(step - 1))``, which is exactly one at the first
-    step and keeps its digits where ``decay`` is close to one.
+    step and loses no digits where ``decay`` is close to one.
     """
-    # At a decay of zero the logarithm has no derivative; 1 - decay has that of the whole.
+    # At a decay of zero the logarithm has no derivative. 1 - decay has the right one.
     safe = jnp.where(decay == 0, 0.5, decay)
     log_of_last = xlog1py((step - 1).astype(float), safe - 1)
     weight = 1 / (1 + safe * -jnp.expm1(log_of_last) / (1 - safe))
@@ -117,11 +117,11 @@ def newest_weight(decay: Scalar, step: jax.Array) -> jax.Array:
 
 
 def norm(arrays: Iterable[jax.Array]) -> jax.Array:
-    """The L2 norm of all elements of all arrays, whose derivative at zero is zero."""
+    """The L2 norm of all elements of all arrays, with a derivative of zero at zero."""
     squares = (jnp.sum(jnp.real(g * jnp.conj(g))) for g in arrays)
     return sqrt(sum(squares, start=jnp.zeros([])))
 
 
 def clip_to_norm(g: jax.Array, norm: jax.Array, limit: Scalar) -> jax.Array:
-    """``g``, scaled down by as much as ``norm`` is above ``limit``; zero if that is infinite."""
+    """Scales ``g`` by ``limit / max(norm, limit)``; zero if ``norm`` is infinite."""
     return g * divide(limit, jnp.maximum(norm, limit))

@@ -1,4 +1,4 @@
-"""RMSprop, composed from its parts and Optax's."""
+"""RMSprop, composed from this package's transformations and Optax's."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def rmsprop(
     mask: Any = None,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""RMSprop: each gradient over the root of the moving average of its square.
+    r"""RMSprop: divides each gradient by the root of the moving average of its square.
 
     .. math::
 
@@ -37,23 +37,23 @@ def rmsprop(
     last line by :math:`\mu b_t + \eta_t g_t / \sqrt{v_t + \epsilon}`. See `scale_by_rms` and
     `scale_by_stddev` for the averages.
 
-    Positional arguments, defaults and results are those of ``optax.rmsprop``, and so is the
-    state, unless it is centred, low-precision or has weight decay: a checkpoint of
-    ``optax.rmsprop`` goes on here, and back. What is different: averages and momentum are kept in
-    at least float32 unless you ask for less, and all arithmetic up to the update is done there;
-    the variance does not cancel; zero over zero is zero; derivatives of a step are finite where a
-    gradient is zero; bad input raises.
+    Positional arguments, defaults and results are those of ``optax.rmsprop``. So is the state,
+    unless it is centred, low-precision or has weight decay: either optimizer can continue from a
+    checkpoint of the other. The differences: averages and momentum are kept in at least float32
+    unless you ask for less, and all arithmetic up to the update is done in it; the variance does
+    not cancel; zero over zero is zero; derivatives of a step are finite where a gradient is zero;
+    bad input raises.
 
-    Every tree that Optax takes is taken. A gradient of None leaves its parameter and its state as
-    they are. Leaves that no gradient can have (integers, booleans, PRNG keys, functions in a
-    model) have no state. ``params`` are used for the dtype of the updates and for weight decay,
-    and may be left out without it.
+    Any tree that Optax accepts is accepted. A gradient of None leaves its parameter and its state
+    as they are. Leaves that cannot have a gradient (integers, booleans, PRNG keys, functions in a
+    model) have no state. ``params`` are used for the dtype of the updates and for weight decay;
+    without weight decay they may be left out.
 
-    ``accumulator_dtype`` keeps averages in fewer bytes, with stochastic rounding: rounded to
+    ``accumulator_dtype`` keeps averages in fewer bytes, with stochastic rounding: with rounding to
     nearest, a low-precision average stalls. The random bits are a hash of the step, the leaf's
-    path and the element's index, so a run repeats bit for bit on any layout of devices; inside
-    ``shard_map`` that takes `sharding.shard_map_specs`. `second_moment` reads the average. It is
-    unbiased, and its root has a standard deviation:
+    path and the element's index, so a run repeats bit for bit on any layout of devices (inside
+    ``shard_map``, with `sharding.shard_map_specs`). `second_moment` reads the average. The average
+    is unbiased; rounding gives its root a standard deviation:
 
     ================= ===================== ============================================
     accumulator_dtype bytes per parameter   deviation of sqrt(v), decay 0.9, 0.99, 0.999
@@ -63,56 +63,55 @@ def rmsprop(
                       variance, 2 for m, b
     ================= ===================== ============================================
 
-    bfloat16 has the range of float32. In 8 bits each leaf has one scale: 3 mantissa bits for
-    elements whose gradients are down to 1/2000 of the leaf's largest. Below, v stays right on
-    average, but at 1/10 000 its root deviates by 80 %, and from 1/30 000 on v is mostly zero:
-    updates are then up to ``learning_rate / sqrt(1 - decay)``, as at a first step. If sizes in one
-    leaf differ that much, split it. An average that grows beyond 30 times the leaf's largest in one
-    step is cut there, and the scale follows by at most 4 a step. One element's spikes leave the
-    others alone; but after a bad batch of a whole leaf, with gradients 100 or 1000 times larger,
-    its average is too small, and steps are up to 10 times float32's for about ``1 / (1 - decay)``
-    steps: clip gradients in front. Gradients that are not finite spoil more than their element: put
-    ``optax.apply_if_finite`` around. Updates come out one or two per cent larger in 8 bits, since
-    the mean of ``1 / sqrt(v)`` lies above ``1 / sqrt`` of the mean. ``centered`` counts the
-    rounding of the mean as variance: 5 % too much where the mean is 30 times the standard
-    deviation, 20 % at 100 times. Derivatives of later steps take a low-precision average for a
-    constant.
+    bfloat16 has the range of float32. 8-bit averages have one scale per leaf, with 3 mantissa bits
+    for elements whose gradients are at least 1/2000 of the leaf's largest. Below that v is still
+    unbiased, but at 1/10 000 its root deviates by 80 %, and from 1/30 000 on v is mostly zero:
+    updates are then up to ``learning_rate / sqrt(1 - decay)``, as at a first step. If gradients in
+    one leaf differ that much, split it. An average that grows in one step beyond 30 times the
+    leaf's largest is clipped there, and the scale grows by a factor of at most 4 per step. A spike
+    in one element does not harm the others. But after a bad batch, with gradients 100 or 1000 times
+    larger in a whole leaf, its average is too small, and for about ``1 / (1 - decay)`` steps the
+    updates are up to 10 times float32's: clip gradients first. A gradient that is not finite spoils
+    more than its own element: wrap the optimizer in ``optax.apply_if_finite``. Updates are one or
+    two per cent larger in 8 bits, since the mean of ``1 / sqrt(v)`` is larger than ``1 / sqrt`` of
+    the mean. With ``centered``, rounding noise in the mean inflates the variance: by 5 % where the
+    mean is 30 times the standard deviation, by 20 % at 100 times. Low-precision averages are
+    constants when later steps are differentiated.
 
     Args:
-      learning_rate: :math:`\eta`, or a schedule: a function from the steps taken to it. A negative
-        one climbs. It stands inside the momentum buffer, as in Optax, Keras and TensorFlow; torch
-        has it outside, which differs only while it changes.
+      learning_rate: :math:`\eta`, or a schedule: a function of the number of steps taken. If it is
+        negative, the optimizer maximizes. It is applied before momentum, as in Optax, Keras and
+        TensorFlow; torch applies it after, which differs only while the rate changes.
       decay: d, in [0, 1). The average looks back over about ``1 / (1 - d)`` steps.
       eps: :math:`\epsilon \ge 0`, in units of ``|g|**2`` inside the root and of
         ``|g|`` outside.
       initial_scale: :math:`v_0 \ge 0`: 0 in most frameworks, 1 in TensorFlow 1.
-      eps_in_sqrt: Whether eps stands inside the root.
+      eps_in_sqrt: Whether eps is inside the square root.
       centered: Whether to divide by the standard deviation, as Graves does.
       momentum: :math:`\mu`, in [0, 1); ``None`` keeps no buffer.
-      nesterov: Whether the momentum is Nesterov's; needs ``momentum``.
-      bias_correction: Whether to correct the averages for the start at zero.
+      nesterov: Whether to use Nesterov momentum; needs ``momentum``.
+      bias_correction: Whether to correct the averages for starting at zero.
       weight_decay: :math:`\lambda \ge 0`, decoupled as in AdamW: scaled by the learning rate, and
-        part of neither the averages nor the momentum. ``None`` means none.
-      mask: Which parameters decay, as in ``optax.adamw``: a tree of booleans like the parameters
-        or a prefix of it, or a function that makes one of them; ``None`` means all.
+        part of neither the averages nor the momentum. ``None`` means no decay.
+      mask: Which parameters decay, as in ``optax.adamw``: a tree of booleans like the parameters,
+        a prefix of it, or a function from the parameters to either; ``None`` means all.
       accumulator_dtype: The real dtype of averages and momentum, float32, float64,
         bfloat16 or float8_e5m2, as above; ``None`` means the parameter's, at least float32.
-        Momentum and mean of complex parameters are never narrower than complex64.
+        Momentum and mean of complex parameters are kept in at least complex64.
 
     Returns:
       A transformation. Updates have the gradients' shapes, and the wider of the gradient's and
       the parameter's dtype (without ``params`` the gradient's), for ``optax.apply_updates``. The
       state is that of an ``optax.chain`` of `scale_by_rms` or `scale_by_stddev`, the learning
-      rate, momentum, and weight decay if there is one; ``optax.tree_utils.tree_get(state, "nu")``
-      finds v, and ``"var"`` the variance, if they are
-      not in 8 bits; `second_moment` finds them in any case.
+      rate, momentum and, if given, weight decay. ``optax.tree_utils.tree_get(state, "nu")`` finds
+      v, and ``"var"`` the variance, unless they are in 8 bits; `second_moment` always finds them.
 
     Raises:
       TypeError: At once, if an argument is of the wrong kind; when traced, if a gradient is not
         floating point.
-      ValueError: If a number is out of its range, if ``nesterov`` comes without ``momentum``, or
-        if ``update`` comes without ``params`` where weights decay; when traced, if gradients and
-        state do not have one structure and the same shapes.
+      ValueError: If a number is out of its range, if ``nesterov`` is set without ``momentum``, or
+        if ``update`` is called without ``params`` although weights decay; when traced, if the
+        structures or shapes of gradients and state differ.
 
     Example:
       The first step moves every parameter by ``learning_rate / sqrt(1 - decay)``,
@@ -163,6 +162,6 @@ def rmsprop(
         ),
     ]
     if weight_decay is not None:
-        # Last, outside the momentum buffer: that is what decoupled means.
+        # Last, so that the decay does not enter the momentum buffer: decoupled.
         parts.append(_transform.decayed_weights(weight_decay, rate, mask))
     return checked(optax.chain(*parts), uses_params=weight_decay is not None)

@@ -1,10 +1,10 @@
 r"""RMSprop on one array: the lecture, the paper, and momentum.
 
-Symbols as there: g a gradient, v the moving average of its square, m that of the gradient,
+Their symbols: g is the gradient, v the moving average of its square, m the moving average of g,
 s the variance :math:`v - m^2`, d the decay, b the momentum buffer.
 
-``weight`` is 1 - d, the weight of the newest gradient. It comes beside ``decay`` because in
-float32 the difference would lose digits: 1 - 0.9999 is wrong by 0.01 %.
+``weight`` is 1 - d, the weight of the newest gradient. It is passed in addition to ``decay``
+because the difference loses digits in float32: 1 - 0.9999 is wrong by 0.01 %.
 """
 
 import jax
@@ -53,22 +53,22 @@ def stddev(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Divides the gradient by its moving standard deviation: Graves, eq. 38 to 40.
 
-    Graves keeps v and m and takes ``v - m**2``, which cancels. Put ``m' = d m + (1 - d) g``
-    into it, with ``m'`` the mean *after* g, and
+    Graves keeps v and m and computes ``v - m**2``, which cancels. Substituting
+    ``m' = d m + (1 - d) g``, the mean *after* g, gives
 
         ``s' = d s + (1 - d) |g - m'|**2 / d``
 
-    holds exactly, and is never negative. The mean before g would give a second form; this one
-    lets XLA update both averages in place. With bias correction ``weight`` falls from 1 to 1 - d,
-    and ``start`` is what remains of an average that did not begin at zero.
+    exactly, which is never negative. There is another form with the mean before g; this one lets
+    XLA update both averages in place. With bias correction ``weight`` falls from 1 to 1 - d, and
+    ``start`` is the remaining contribution of a nonzero initial average.
 
     Returns:
       The scaled gradient, the new m and the new s.
     """
-    # In d m + (1 - d) g the product d m rounds the same way for hundreds of steps, and m drifts.
+    # Not d m + (1 - d) g: d m can round in the same direction for hundreds of steps, so m drifts.
     m = m + weight * difference(g, m)
-    # Divided by sqrt(d) before squaring, so that the square saturates. As a factor, since XLA turns
-    # some quotients into factors, and the bits would differ.
+    # Scale by 1 / sqrt(d) before squaring, so that the square saturates. Multiply, not divide: XLA
+    # turns division into multiplication in some programs only, and the bits would differ.
     from_mean = difference(g, m) * divide(1.0, sqrt(1 - weight))
     s = (s - weight * s) + weight * abs_sq(from_mean)
     return over_root(g, s + start, eps, eps_in_sqrt), m, s
@@ -77,7 +77,7 @@ def stddev(
 def trace(
     x: jax.Array, b: jax.Array, *, momentum: Scalar, nesterov: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Momentum, ``b' = momentum * b + x``; Nesterov's looks one step ahead.
+    """Momentum, ``b' = momentum * b + x``, or Nesterov momentum, which looks one step ahead.
 
     Returns:
       The step, and the new b.
@@ -96,7 +96,7 @@ def momentum_over_rms(
     eps: Scalar,
     momentum: Scalar,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Momentum of the gradients first, over ``sqrt(v) + eps`` afterwards: fastai's order.
+    """Momentum of the gradients first, then division by ``sqrt(v) + eps``: fastai's order.
 
     Returns:
       The scaled momentum, the new v and the new b.
@@ -108,6 +108,6 @@ def momentum_over_rms(
 
 def over_root(g: jax.Array, v: jax.Array, eps: Scalar, eps_in_sqrt: bool) -> jax.Array:
     """``g / sqrt(v + eps)``, or ``g / (sqrt(v) + eps)``; zero where the denominator is zero."""
-    # Zero is the minimum of v, so its derivative is zero there; computed, it could overflow.
+    # Zero is the minimum of v, so its derivative is zero there. Computing it could overflow.
     v = jnp.where(v == 0, lax.stop_gradient(v), v)
     return divide(g, sqrt(v + eps) if eps_in_sqrt else sqrt(v) + eps)

@@ -1,4 +1,4 @@
-"""The averages of squares in an optimizer's state, wherever and however they are kept."""
+"""Finds the averages of squares in an optimizer's state, in any wrapper and format."""
 
 import functools
 from collections.abc import Iterator
@@ -12,23 +12,22 @@ from rmsprop_jax._numerics import widen
 
 
 def second_moment(state: Any) -> Any:
-    r"""The moving averages of the squares in an optimizer's state, in at least float32.
+    r"""The moving averages of squares in an optimizer's state, in at least float32.
 
-    v, or of a centred optimizer the variance :math:`v - |m|^2`, as the state keeps them: bias
-    correction, where there is any, has not been applied to v.
+    That is v, or for a centred optimizer the variance :math:`v - |m|^2`, as the state holds it:
+    v before bias correction, the variance after it.
 
     Args:
       state: The state of any optimizer of this package, dialects included, or of
         ``optax.rmsprop`` if it is not centred; in any ``accumulator_dtype``, inside
         ``optax.chain``, ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, ``masked`` or
-        ``partition``. An ``nnx.Optimizer`` or a ``TrainState`` will do, too. May be traced, and
-        sharded.
+        ``partition``; or an ``nnx.Optimizer`` or a ``TrainState``. It may be traced and sharded.
 
     Returns:
-      A tree like the parameters; None at leaves that another optimizer trains.
+      A tree like the parameters, with None at leaves that another optimizer trains.
 
     Raises:
-      ValueError: If there is no such average in ``state``, or more than one for a parameter.
+      ValueError: If ``state`` has no such average, or more than one for a parameter.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,13 +49,14 @@ def averages(state: Any) -> list[Any]:
     if not found:
         names = {type(node).__name__ for node in nodes if hasattr(node, "_fields")}
         raise ValueError(
-            "state must be that of an RMSprop of this package, or of optax.rmsprop not centred; "
+            "state must be that of an RMSprop of this package, or of "
+            "optax.rmsprop(centered=False); "
             f"found {', '.join(sorted(names)) or type(state).__name__}"
         )
     return found
 
 
-# The states that have averages of squares, and the field where.
+# The states that hold averages of squares, and in which field.
 _FIELDS: dict[Any, str] = {
     optax.ScaleByRmsState: "nu",
     _states.ScaleByRmsWithCountState: "nu",
@@ -67,7 +67,7 @@ _FIELDS: dict[Any, str] = {
 
 
 def _nodes(tree: Any) -> Iterator[Any]:
-    """The nodes of a tree, from the top to states that have averages of squares."""
+    """The nodes of a tree from the top down to the states in `_FIELDS`."""
     yield tree
     if type(tree) not in _FIELDS:
         for child in jax.tree.leaves(tree, is_leaf=lambda x: x is not tree):
@@ -76,7 +76,7 @@ def _nodes(tree: Any) -> Iterator[Any]:
 
 
 def values(averages: Any) -> Any:
-    """Averages in at least float32, and None where another optimizer trains."""
+    """Averages in at least float32, None where another optimizer trains the parameter."""
     values = _storage.dequantize(averages) if _storage.is_quantized(averages) else averages
     return jax.tree.map(lambda x: None if _is_masked(x) else widen(x), values, is_leaf=_is_masked)
 
@@ -86,7 +86,7 @@ def _is_masked(x: Any) -> bool:
 
 
 def _merge(a: Any, b: Any) -> Any:
-    """Two trees, of which one has None where the other has something."""
+    """Merges two trees, each with None where the other has a value."""
     if a is None or b is None:
         return b if a is None else a
     if jax.tree_util.all_leaves([a]) or jax.tree_util.all_leaves([b]):

@@ -1,6 +1,6 @@
-"""The states that are not Optax's, fields in alphabetical order.
+"""The states that are not Optax's, with their fields in alphabetical order.
 
-A checkpoint that is restored without a target comes back sorted by name.
+That is the order in which a checkpoint that is restored without a target has them.
 """
 
 from typing import Any, NamedTuple
@@ -10,8 +10,8 @@ import optax
 
 from rmsprop_jax import _storage
 
-# This class has no public name in Optax 0.2.8. Only its shape is made: an array at import would
-# start JAX's backends, and jax.distributed.initialize() then comes too late.
+# This class has no public name in Optax 0.2.8. eval_shape makes no array: one made at import would
+# start JAX's backends, too early for jax.distributed.initialize().
 ScaleByRmsWithCountState: Any = type(
     jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, {})
 )
@@ -24,8 +24,8 @@ class ScaleByStddevState(NamedTuple):
       count: Steps taken, an int32 scalar; ``None`` if neither bias correction nor a low-precision
         ``accumulator_dtype`` needs it.
       mu: m, the moving average of ``g``, shaped as the parameters.
-      var: ``s = v - |m|**2``, the moving variance of ``g``: real, shaped alike. Optax has v there,
-        its ``nu``. With bias correction both averages are kept corrected.
+      var: ``s = v - |m|**2``, the moving variance of ``g``: real, of the same shapes. Optax holds v
+        instead, as ``nu``. With bias correction both averages are stored corrected.
     """
 
     count: Any  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -38,7 +38,7 @@ class ScaleByRmsQuantizedState(NamedTuple):
 
     Attributes:
       count: Steps taken, an int32 scalar.
-      nu_quantized: v in codes: ``amax``, ``codes`` and ``scale``. `second_moment` reads it.
+      nu_quantized: v, quantized: ``amax``, ``codes`` and ``scale``. `second_moment` reads it.
     """
 
     count: Any  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -51,7 +51,7 @@ class ScaleByStddevQuantizedState(NamedTuple):
     Attributes:
       count: Steps taken, an int32 scalar.
       mu: m, the moving average of ``g``, in bfloat16.
-      var_quantized: The variance in codes: ``amax``, ``codes`` and ``scale``. `second_moment`
+      var_quantized: The variance, quantized: ``amax``, ``codes`` and ``scale``. `second_moment`
         reads it.
     """
 
@@ -64,8 +64,8 @@ class LowPrecisionTraceState(NamedTuple):
     """State of a momentum buffer in low precision: ``optax.TraceState`` and the step.
 
     Attributes:
-      step: Steps taken, an int32 scalar. Not ``count``, which ``optax.tree_utils.tree_get`` is to
-        find once.
+      step: Steps taken, an int32 scalar. Not called ``count``, so that
+        ``optax.tree_utils.tree_get`` does not find a second one.
       trace: b, the momentum buffer, shaped as the parameters.
     """
 
@@ -74,27 +74,27 @@ class LowPrecisionTraceState(NamedTuple):
 
 
 def is_quantized(x: Any) -> bool:
-    """Whether ``x`` is a state that keeps an average in codes."""
+    """Whether ``x`` is a state with a quantized average."""
     return isinstance(x, ScaleByRmsQuantizedState | ScaleByStddevQuantizedState)
 
 
 def dequantize(state: Any) -> Any:
-    """A state with averages in float32 where ``state`` has codes."""
+    """Replaces the quantized averages of a state by float32 ones."""
 
-    def wide(x: Any) -> Any:
+    def dequantized(x: Any) -> Any:
         if isinstance(x, ScaleByRmsQuantizedState):
             return ScaleByRmsWithCountState(x.count, _storage.dequantize(x.nu_quantized))
         if isinstance(x, ScaleByStddevQuantizedState):
             return ScaleByStddevState(x.count, x.mu, _storage.dequantize(x.var_quantized))
         return x
 
-    return jax.tree.map(wide, state, is_leaf=is_quantized)
+    return jax.tree.map(dequantized, state, is_leaf=is_quantized)
 
 
 def quantize(state: Any, like: Any) -> Any:
-    """The inverse of `dequantize`: codes where ``like`` has some, rounded to nearest."""
+    """The inverse of `dequantize`: quantizes, to nearest, what is quantized in ``like``."""
 
-    def narrow(like: Any, x: Any) -> Any:
+    def quantized(like: Any, x: Any) -> Any:
         if not is_quantized(like):
             return x
         codes = _storage.arrays(like[-1])
@@ -103,4 +103,4 @@ def quantize(state: Any, like: Any) -> Any:
             return like
         return type(like)(*x[:-1], _storage.quantize(x[-1], dtypes.pop()))
 
-    return jax.tree.map(narrow, like, state, is_leaf=is_quantized)
+    return jax.tree.map(quantized, like, state, is_leaf=is_quantized)

@@ -1,8 +1,8 @@
-"""The parts of RMSprop as ``init``/``update`` pairs over trees, unchecked.
+"""The unchecked transformations: the algorithm alone, as ``init``/``update`` pairs over trees.
 
-Each part is one jitted function of a leaf: load the average, one step of `_rmsprop`, store it.
-JAX traces it once for each shape, however many leaves there are, and XLA inlines it. `checked`
-makes of these parts, or of a chain of them, what users are given.
+Each calls one jitted function per leaf: load the averages, take a step of `_rmsprop`, store them.
+JAX traces the function once per shape, however many leaves there are, and XLA inlines it. `checked`
+adds checks and casts to such a transformation, or to a chain of them, and makes it public.
 """
 
 from functools import partial
@@ -31,37 +31,37 @@ def rms(
     """`scale_by_rms`, unchecked."""
     low_precision = _storage.is_low_precision(accumulator_dtype)
     quantized = _storage.is_scaled(accumulator_dtype)
-    counts = bias_correction or low_precision
+    has_count = bias_correction or low_precision
 
     def init(params: Any) -> Any:
         nu = _storage.init(params, initial_scale, accumulator_dtype, nonnegative=True)
         if quantized:
             return _states.ScaleByRmsQuantizedState(_zero(), nu)
-        return (
-            _states.ScaleByRmsWithCountState(_zero(), nu) if counts else optax.ScaleByRmsState(nu)
-        )
+        if has_count:
+            return _states.ScaleByRmsWithCountState(_zero(), nu)
+        return optax.ScaleByRmsState(nu)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count = _next(state.count, low_precision) if counts else None
+        step = _next_step(state.count, low_precision) if has_count else None
         correction = 1.0
         if bias_correction:
-            correction = _numerics.bias_correction(decay, _numerics.steps_taken(count))
+            correction = _numerics.bias_correction(decay, _numerics.steps_taken(step))
         updates, new = per_leaf(
             partial(_rms_step, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction),
             updates,
             {"nu": state.nu_quantized if quantized else state.nu},
             scalars=(decay, 1 - decay, eps, correction),
             accumulator_dtype=accumulator_dtype,
-            count=count,
-            shrink=decay,
+            step=step,
+            decay=decay,
         )
-        if not counts:
+        if not has_count:
             return updates, optax.ScaleByRmsState(**new)
-        kept_as = (
+        state_type = (
             _states.ScaleByRmsQuantizedState if quantized else _states.ScaleByRmsWithCountState
         )
-        return updates, kept_as(count, *new.values())
+        return updates, state_type(step, *new.values())
 
     return optax.GradientTransformation(init, update)
 
@@ -104,21 +104,23 @@ def stddev(
     """`scale_by_stddev`, unchecked."""
     low_precision = _storage.is_low_precision(accumulator_dtype)
     quantized = _storage.is_scaled(accumulator_dtype)
-    state_of: Any = _states.ScaleByStddevQuantizedState if quantized else _states.ScaleByStddevState
+    state_type: Any = (
+        _states.ScaleByStddevQuantizedState if quantized else _states.ScaleByStddevState
+    )
 
     def init(params: Any) -> Any:
-        # The corrected averages hold gradients only; `update` adds the start to them.
+        # Corrected averages hold gradients only. `update` adds what remains of initial_scale.
         start = 0.0 if bias_correction else initial_scale
         mu = _storage.init(params, 0.0, accumulator_dtype)
         var = _storage.init(params, start, accumulator_dtype, nonnegative=True)
-        return state_of(_zero() if bias_correction or low_precision else None, mu, var)
+        return state_type(_zero() if bias_correction or low_precision else None, mu, var)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count = _next(state.count, low_precision)
+        step = _next_step(state.count, low_precision)
         weight, start = 1 - decay, 0.0
         if bias_correction:
-            taken = _numerics.steps_taken(count)
+            taken = _numerics.steps_taken(step)
             weight = _numerics.newest_weight(decay, taken)
             start = initial_scale * _numerics.corrected_start(decay, taken)
         updates, new = per_leaf(
@@ -127,10 +129,10 @@ def stddev(
             {"mu": state.mu, "var": state.var_quantized if quantized else state.var},
             scalars=(weight, eps, start),
             accumulator_dtype=accumulator_dtype,
-            count=count,
-            shrink=1 - weight,
+            step=step,
+            decay=1 - weight,
         )
-        return updates, state_of(count, *new.values())
+        return updates, state_type(step, *new.values())
 
     return optax.GradientTransformation(init, update)
 
@@ -147,10 +149,8 @@ def _stddev_step(
     eps_in_sqrt: bool,
     bias_correction: bool,
 ) -> tuple[jax.Array, Any, Any]:
-    m, s = (
-        _storage.load(kept_mean, mean_slot, shared),
-        _storage.load(kept_variance, variance_slot, shared),
-    )
+    m = _storage.load(kept_mean, mean_slot, shared)
+    s = _storage.load(kept_variance, variance_slot, shared)
     g = g.astype(jnp.result_type(g, m))
     chex.assert_equal_shape([g, m, s])
     weight, eps, start = shared[:3].astype(s.dtype)
@@ -170,7 +170,7 @@ def _stddev_step(
 def trace(
     *, momentum: Scalar, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformation:
-    """``optax.trace``, unchecked, kept in at least float32 or rounded stochastically."""
+    """``optax.trace``, unchecked, in at least float32 or with stochastic rounding."""
     low_precision = _storage.is_low_precision(accumulator_dtype)
 
     def init(params: Any) -> Any:
@@ -181,17 +181,17 @@ def trace(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        count = _next(state.step, low_precision) if low_precision else None
+        step = _next_step(state.step, low_precision) if low_precision else None
         updates, new = per_leaf(
             partial(_trace_step, nesterov=nesterov),
             updates,
             {"trace": state.trace},
             scalars=(momentum,),
             accumulator_dtype=accumulator_dtype,
-            count=count,
+            step=step,
         )
         if low_precision:
-            return updates, _states.LowPrecisionTraceState(count, **new)
+            return updates, _states.LowPrecisionTraceState(step, **new)
         return updates, optax.TraceState(**new)
 
     return optax.GradientTransformation(init, update)
@@ -210,8 +210,8 @@ def _trace_step(
     x = x.astype(jnp.result_type(x, b))
     chex.assert_equal_shape([x, b])
     momentum = shared[0].astype(jnp.finfo(b.dtype).dtype)
-    step, b = _rmsprop.trace(x, b, momentum=momentum, nesterov=nesterov)
-    return step, _storage.store(b, kept, slot, shared)
+    u, b = _rmsprop.trace(x, b, momentum=momentum, nesterov=nesterov)
+    return u, _storage.store(b, kept, slot, shared)
 
 
 def decayed_weights(
@@ -222,11 +222,11 @@ def decayed_weights(
 ) -> optax.GradientTransformation:
     """``optax.add_decayed_weights``, unchecked: ``g + weight_decay * w``.
 
-    Given the learning rate, ``u - learning_rate * weight_decay * w``, decoupled: for a chain's end.
+    With a learning rate, decoupled: ``u - learning_rate * weight_decay * w``, last in a chain.
     """
     factor: Any = weight_decay
     if callable(learning_rate):
-        factor = lambda count: -weight_decay * learning_rate(count)  # noqa: E731
+        factor = lambda step: -weight_decay * learning_rate(step)  # noqa: E731
     elif learning_rate is not None:
         factor = -weight_decay * learning_rate
     decay = optax.add_decayed_weights(factor, None if mask is None else _validate.mask(mask))
@@ -235,13 +235,13 @@ def decayed_weights(
         _validate.params_given(params, **{name: weight_decay})
         return decay.update(updates, state, params)
 
-    # `Layout` calls init with one leaf, which a mask does not fit. It does not change the state.
-    everywhere = optax.add_decayed_weights(factor, None if mask is None else True)
-    return optax.GradientTransformation(everywhere.init, update)
+    # `Layout` calls init with a single leaf, which no mask fits. The state is the same without it.
+    unmasked = optax.add_decayed_weights(factor, None if mask is None else True)
+    return optax.GradientTransformation(unmasked.init, update)
 
 
-def _next(step: jax.Array | None, low_precision: bool) -> Any:
-    """The number of this step, of a state that counts."""
+def _next_step(step: jax.Array | None, low_precision: bool) -> Any:
+    """The step after the state's; None if the state has none."""
     advance = _numerics.next_step if low_precision else optax.safe_increment
     return None if step is None else advance(step)
 

@@ -1,4 +1,4 @@
-"""Rows that a step does not touch, as in TensorFlow's sparse updates of an embedding."""
+"""Skips rows that a step does not use, as TensorFlow's sparse updates of an embedding do."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from rmsprop_jax import _states, _trees, _validate
 def untouched_rows(
     optimizer: optax.GradientTransformation, mask: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Leaves rows alone whose gradient is zero: their parameters, averages and momentum.
+    r"""Does not change rows whose gradient is zero: their parameters, averages and momentum.
 
-    A batch uses few rows of an embedding; the gradient of the others is zero. Dense RMSprop makes
-    a step there all the same: v decays, momentum goes on, weights decay. TensorFlow 1 and Sonnet
-    update the used rows only, and so does ``tf.keras`` to TensorFlow 2.10 where it has momentum.
+    A batch uses few rows of an embedding; the gradient of the others is zero. Dense RMSprop
+    updates these all the same: v decays, momentum goes on, weights decay. TensorFlow 1 and Sonnet
+    update only the rows in use, and so does ``tf.keras`` with momentum, up to TensorFlow 2.10.
     This is their rule, around any optimizer of this package:
 
     .. math::
@@ -24,25 +24,25 @@ def untouched_rows(
         (w_{t+1}, v_t, m_t, b_t)_i = (w_t, v_{t-1}, m_{t-1}, b_{t-1})_i
         \quad \text{for rows } i \text{ with } g_{t,i} = 0
 
-    A row is a slice along the first axis. A row that was used and whose gradient is exactly zero
-    cannot be told from one that was not. Learning rate, bias correction and schedules go by the
-    steps of the whole optimizer. The step is dense: it reads and writes the whole table.
+    A row is a slice along the first axis. A row that is used but has a gradient of exactly zero
+    counts as unused. Learning rate, bias correction and schedules count all steps of the
+    optimizer, not those of a row. The computation is dense: it reads and writes the whole table.
 
     Args:
-      optimizer: One of this package's, or of Optax's with a state of arrays like the parameters.
-        ``optax.MultiSteps`` goes around it, not inside: it counts steps of its own.
-      mask: Which leaves have such rows, the embeddings: a tree of booleans like the parameters or
-        a prefix of it, or a function that makes one of them; ``None`` means every leaf with an
-        axis. Elsewhere a gradient of zero is an observation like any other.
+      optimizer: One of this package, or one of Optax whose state has arrays like the parameters.
+        Put ``optax.MultiSteps`` around ``untouched_rows``, not inside: it counts its own steps.
+      mask: Which leaves are embeddings, with such rows: a tree of booleans like the parameters, a
+        prefix of it, or a function from the gradients to either; ``None`` means every leaf that is
+        not a scalar. In other leaves a gradient of zero is averaged like any other.
 
     Returns:
       A transformation with the state of ``optimizer``.
 
     Raises:
-      TypeError: If ``optimizer`` is not a transformation, or ``mask`` not of booleans.
-      ValueError: If ``mask`` is not a prefix of the gradients, or if the state is in 8 bits, whose
-        codes are scaled anew in every step (``accumulator_dtype="bfloat16"`` works), of
-        ``optax.MultiSteps``, or of arrays of other shapes than the parameters'.
+      TypeError: If ``optimizer`` is not a transformation, or ``mask`` does not hold booleans.
+      ValueError: If ``mask`` is not a prefix of the gradients, or if the state is in 8 bits, where
+        every step rescales all codes (``accumulator_dtype="bfloat16"`` works), is that of
+        ``optax.MultiSteps``, or has arrays of other shapes than the parameters'.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,7 +67,7 @@ def untouched_rows(
 
     def init(params: Any) -> Any:
         state = optimizer.init(params)
-        _check(state)
+        _check_has_rows(state)
         return state
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
@@ -77,22 +77,22 @@ def untouched_rows(
         def of_params(average: Any) -> Any:
             return jax.tree.map(_rows_of, touched, average, updates, is_leaf=lambda x: x is None)
 
-        # What stands in the state for the parameters goes by rows; the rest is always new.
-        where_new = optax.tree_utils.tree_map_params(
+        # Arrays like the parameters are updated by row, all other leaves of the state always.
+        is_touched = optax.tree_utils.tree_map_params(
             optimizer,
             of_params,
             new,
             transform_non_params=lambda _: True,
             is_leaf=lambda _: True,
         )
-        moved = jax.tree.map(lambda t, u: _where(t, u, 0), touched, new_updates)
-        return moved, jax.tree.map(_where, where_new, new, state)
+        updates = jax.tree.map(lambda t, u: _where(t, u, 0), touched, new_updates)
+        return updates, jax.tree.map(_where, is_touched, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _touched(updates: Any, mask: Any) -> Any:
-    """For each gradient the rows that it touches, (n, 1, ...), or True for all of them."""
+    """Per gradient, which rows it touches, of shape (n, 1, ...); True if all of them."""
 
     def rows(chosen: Any, g: Any) -> Any:
         if not chosen or not _trees.has_gradient(g) or jnp.ndim(g) == 0:
@@ -110,7 +110,7 @@ def _touched(updates: Any, mask: Any) -> Any:
 
 
 def _rows_of(touched: Any, average: Any, g: Any) -> Any:
-    """``touched`` for each array that the state has for a parameter."""
+    """``touched``, once per array that the state has for a parameter."""
 
     def rows(x: Any) -> Any:
         if touched is not True and jnp.shape(x) != jnp.shape(g):
@@ -123,21 +123,21 @@ def _rows_of(touched: Any, average: Any, g: Any) -> Any:
     return jax.tree.map(rows, average)
 
 
-def _check(state: Any) -> None:
-    """Raises if rows of a state cannot be kept."""
+def _check_has_rows(state: Any) -> None:
+    """Raises if single rows of a state cannot be left unchanged."""
 
-    def is_known(x: Any) -> bool:
+    def is_unsupported(x: Any) -> bool:
         return _states.is_quantized(x) or isinstance(x, optax.MultiStepsState)
 
-    for node in filter(is_known, jax.tree.leaves(state, is_leaf=is_known)):
+    for node in filter(is_unsupported, jax.tree.leaves(state, is_leaf=is_unsupported)):
         if isinstance(node, optax.MultiStepsState):
             raise ValueError(
-                "untouched_rows must stand inside optax.MultiSteps, got it inside untouched_rows; "
+                "untouched_rows must be inside optax.MultiSteps, got the opposite; "
                 "write optax.MultiSteps(untouched_rows(optimizer), every_k_schedule)"
             )
         raise ValueError(
-            "untouched_rows needs averages in float32 or bfloat16, got an 8-bit state, whose "
-            "codes are scaled anew in every step; give accumulator_dtype='bfloat16'"
+            "untouched_rows needs averages in float32 or bfloat16, got an 8-bit state, where "
+            "every step rescales all codes; give accumulator_dtype='bfloat16'"
         )
 
 

@@ -1,9 +1,9 @@
-"""What bad input gets: an error whose first line says what came, what is allowed, and what to do.
+"""Raises on bad input. The first line says what was given, what is allowed, and what to do.
 
-All is checked while a transformation is built or traced, so a compiled step holds none of it.
-Traced numbers have no value yet, and pass. A value's name is the keyword it was given under.
+The checks run while a transformation is built or traced; a compiled step contains none of them.
+Traced numbers have no value yet, and pass. The keyword of an argument is its name in the message.
 
-`ValueError` for a value, a shape or a structure, `TypeError` for a kind.
+A bad value, shape or structure raises `ValueError`, an argument of the wrong kind `TypeError`.
 """
 
 import inspect
@@ -32,7 +32,7 @@ def nonnegative(**named: Any) -> None:
 
 
 def fraction(**named: Any) -> None:
-    """Raises unless each is a real number in [0, 1), or a traced one, in at least 32 bits."""
+    """Raises unless each is a real number in [0, 1), or a traced one, in at least float32."""
     for name, value in named.items():
         allowed = "a finite number >= 0 and < 1"
         dtype = getattr(value, "dtype", np.dtype(float))
@@ -45,7 +45,7 @@ def fraction(**named: Any) -> None:
 
 
 def learning_rate(**named: Any) -> Any:
-    """The value: a number, or a schedule that from now on checks what it returns."""
+    """The value: a number, or the schedule with a check of what it returns."""
     ((name, value),) = named.items()
     if not callable(value):
         _number(name, value, "a finite number, or a schedule", math.isfinite)
@@ -56,7 +56,7 @@ def learning_rate(**named: Any) -> Any:
         given = getattr(value, "__name__", repr(value))
         raise TypeError(
             f"{name} must be a number, or a schedule: a function of the step alone; got {given} "
-            f"({error}): call it first if it makes a schedule"
+            f"({error}): if it makes a schedule, call it first"
         ) from None
     except ValueError:
         pass  # some functions have no signature
@@ -93,7 +93,7 @@ def averages(**options: Any) -> dict[str, Any]:
 
 
 def weight_decay(*, mask: Any = None, **named: Any) -> Any:
-    """The value, None where nothing decays; raises if it is bad, or missing beside its ``mask``."""
+    """The value, None if it is zero; raises if it is bad, or if there is only a ``mask``."""
     ((name, value),) = named.items()
     if value is not None:
         nonnegative(**named)
@@ -112,12 +112,12 @@ def momentum(*, momentum: Any, nesterov: Any) -> None:
 
 
 def accumulator_dtype(dtype: Any) -> None:
-    """Raises unless averages can be kept in ``dtype``; None leaves it to the parameters."""
+    """Raises unless averages can be kept in ``dtype``. None means the parameters' dtype."""
     allowed = ["None", *(d.name for d in _storage.FORMATS)]
     if isinstance(dtype, np.ndarray | np.generic | jax.Array):
         raise TypeError(
             f"accumulator_dtype must be one of {allowed}, got an array: optax.inject_hyperparams "
-            "calls a dtype as a schedule; give its name, or static_args='accumulator_dtype'"
+            "treats a dtype as a schedule; give its name, or static_args='accumulator_dtype'"
         )
     try:
         supported = dtype is None or jnp.dtype(dtype) in _storage.FORMATS
@@ -132,19 +132,19 @@ def accumulator_dtype(dtype: Any) -> None:
 
 
 def is_zero(value: Any) -> bool:
-    """Whether ``value`` is zero for good; an array's value may be another at the next step."""
+    """Whether ``value`` is a static zero. An array may change between steps: it never counts."""
     return not isinstance(value, jax.Array) and bool(value == 0)
 
 
 def mask(mask: Any) -> Any:
-    """The mask, which from now on raises if it is not of booleans."""
+    """The mask; raises if it does not hold booleans, a function when it is called."""
     if callable(mask):
         return lambda tree: _booleans(mask(tree))
     return _booleans(mask)
 
 
 def bad_prefix(mask: Any, tree: Any) -> ValueError:
-    """That a mask does not fit gradients."""
+    """The error for a mask that does not fit the gradients."""
     return ValueError(
         "mask must be True or False, or a tree of them like the gradients or a prefix of it; "
         f"got {shown(mask)} for {jax.tree.structure(tree)}"
@@ -155,13 +155,13 @@ def _booleans(mask: Any) -> Any:
     if not all(isinstance(x, bool | np.bool_) for x in jax.tree.leaves(mask)):
         raise TypeError(
             "mask must be True or False, a tree of them like the parameters or a prefix of it, or "
-            f"a function that makes one of them; got {shown(mask)}"
+            f"a function that returns one of these; got {shown(mask)}"
         )
     return mask
 
 
 def step(step: Any, name: str = "step") -> None:
-    """Raises unless ``step`` is one whole number >= 0, or a traced one."""
+    """Raises unless ``step`` is one integer >= 0, or a traced one."""
     message = f"{name} must be a whole number >= 0, got {shown(step)}"
     is_number = isinstance(step, int | np.ndarray | np.generic | jax.Array)
     dtype: Any = getattr(step, "dtype", np.dtype(type(step)) if is_number else None)
@@ -172,7 +172,7 @@ def step(step: Any, name: str = "step") -> None:
 
 
 def params_given(params: Any, **needed_by: Any) -> None:
-    """Raises if ``params``, which an argument needs, are missing."""
+    """Raises if ``params`` are missing but an argument needs them."""
     ((name, value),) = needed_by.items()
     if params is None:
         given = "a traced value" if isinstance(value, Tracer) else value
@@ -183,7 +183,7 @@ def params_given(params: Any, **needed_by: Any) -> None:
 
 def _number(name: str, value: Any, allowed: str, is_allowed: Callable[[float], bool]) -> None:
     if callable(value):
-        hint = "; a schedule of it takes optax.inject_hyperparams"
+        hint = "; use optax.inject_hyperparams for a schedule"
         raise TypeError(f"{name} must be {allowed}, got {shown(value)}{hint}")
     is_number = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
     if not is_number or isinstance(value, bool) or not _is_real(value):
@@ -195,7 +195,7 @@ def _number(name: str, value: Any, allowed: str, is_allowed: Callable[[float], b
 
 
 def _as_jax_sees_it(value: Any) -> float:
-    # A decay of 1 - 1e-9 is less than one, but one in float32; 10**400 is infinite.
+    # A decay of 1 - 1e-9 is one in float32, and 10**400 is infinite.
     try:
         with np.errstate(over="ignore"):
             return float(np.asarray(float(value), jax.dtypes.canonicalize_dtype(float)))
@@ -209,6 +209,6 @@ def _is_real(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: one short line."""
+    """A value as one short line, for a message."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""What trees, leaves and states get that do not fit, in the manner of `_validate`."""
+"""Raises if trees, leaves and states do not fit, as `_validate` does for arguments."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from rmsprop_jax import _validate
 
 
 def known_leaf(name: str, leaf: Any) -> None:
-    """Raises if a leaf is another library's array, which JAX does not take for one."""
+    """Raises if a leaf is an array of another library, which is not an array to JAX."""
     dtype: Any = getattr(leaf, "dtype", None)
     try:
         jnp.issubdtype(dtype, jnp.inexact)
@@ -28,11 +28,11 @@ def shape(name: str, leaf: Any, expected: Any, like: str) -> None:
 
 
 def _other_shape(name: str, leaf: Any, expected: Any, like: str) -> str:
-    return f"{name} has shape {jnp.shape(leaf)}, it must have {jnp.shape(expected)} as {like} has"
+    return f"{name} has shape {jnp.shape(leaf)}, but must have {jnp.shape(expected)}, like {like}"
 
 
 def bad_gradient(path: str, g: Any, weight: Any, *, trained: bool) -> TypeError:
-    """What to raise for what cannot be a gradient, or comes for a parameter that has none."""
+    """The error for a bad gradient, or for one of a parameter that is not trained."""
     leaf = g if trained else weight
     kind = f"of dtype {leaf.dtype}" if hasattr(leaf, "dtype") else _validate.shown(leaf)
     if trained:
@@ -41,12 +41,12 @@ def bad_gradient(path: str, g: Any, weight: Any, *, trained: bool) -> TypeError:
         )
     return TypeError(
         f"updates{path} is a gradient, but params{path} is {kind}, which is not trained: give "
-        "None there, as equinox.filter_grad does, or leave it out by optax.masked"
+        "None there, as equinox.filter_grad does, or mask it with optax.masked"
     )
 
 
 def bad_average(name: str, path: str, kept: Any, g: Any, dtype: Any, expected: Any) -> ValueError:
-    """What to raise for an average that does not fit its gradient."""
+    """The error for an average that does not fit its gradient."""
     if kept is None:
         return ValueError(
             f"updates{path} is a gradient, but the state has no average for it: init saw no "
@@ -55,8 +55,8 @@ def bad_average(name: str, path: str, kept: Any, g: Any, dtype: Any, expected: A
     if g.shape != jnp.shape(kept):
         return ValueError(_other_shape(f"updates{path}", g, kept, f"{name}{path} in the state"))
     return ValueError(
-        f"state: {name}{path} is {dtype}, it must be {expected}: accumulator_dtype must be that "
-        "of init; to go on in another, cast the state"
+        f"state: {name}{path} is {dtype}, but must be {expected}: give the accumulator_dtype of "
+        "init; to continue in another, cast the state"
     )
 
 
@@ -69,20 +69,20 @@ def same_structure(name: str, tree: Any, expected: Any, like: str, hint: str = "
     )
     missing = [path for path in expected_paths if path not in paths]
     extra = [path for path in paths if path not in expected_paths]
-    difference = "the leaves are the same, their containers differ"
+    difference = "the leaves are the same, but their containers differ"
     if missing or extra:
         difference = f"missing leaves: {few(missing)}; unexpected leaves: {few(extra)}"
-    raise ValueError(f"{name} must be built as {like}: {difference}{hint}")
+    raise ValueError(f"{name} must have the structure of {like}: {difference}{hint}")
 
 
 def shown_path(path: Any) -> str:
-    """A key path in a message; of a long one, the end."""
+    """A key path for a message, only its end if it is long."""
     text = keystr(path)
     return text if len(text) <= 60 else f"...{text[-57:]}"
 
 
 def few(paths: list[str]) -> str:
-    """The first of them, and how many more there are: a message for people."""
+    """The first three, and how many more there are, for a message."""
     shown = ", ".join(path if len(path) <= 40 else f"...{path[-37:]}" for path in paths[:3])
     return (shown or "none") + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 

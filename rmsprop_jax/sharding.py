@@ -67,11 +67,11 @@ def state_shardings(
             "params has no leaves, so its mesh is unknown; give at least one parameter"
         )
     replicated = NamedSharding(mesh, PartitionSpec())
-    # Without shardings: those of an Explicit mesh would make `init` need that mesh as context.
+    # Without shardings: those of an Explicit mesh would make `init` need that mesh as its context.
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
 
     def average_sharding(average: Any, param: Any, sharding: Any) -> Any:
-        # A masked average has no leaves.
+        # A MaskedNode has no leaves.
         return jax.tree.map(lambda x: sharding if x.shape == param.shape else replicated, average)
 
     return optax.tree_map_params(
@@ -93,8 +93,8 @@ def shard_over(params: Any, mesh: Mesh, axis: str = "data") -> Any:
     all-gathered.
 
     Args:
-      params: The parameters, or ``jax.ShapeDtypeStruct`` of them. Leaves with a ``NamedSharding``
-        of ``mesh`` that are sharded over other axes stay so, and are sharded over ``axis``, too.
+      params: The parameters, or ``jax.ShapeDtypeStruct`` of them. Leaves that are already sharded
+        over other axes of ``mesh`` stay so, and are sharded over ``axis``, too.
       mesh: The devices.
       axis: The axis of ``mesh`` to shard over.
 
@@ -111,8 +111,8 @@ def shard_over(params: Any, mesh: Mesh, axis: str = "data") -> Any:
         elements than devices.
 
     Example:
-      ZeRO-1: compute the shardings of the shards, put the state there, and constrain the gradients
-      to them before the update.
+      ZeRO-1: compute the shardings, put the state there, and constrain the gradients to them
+      before the update.
 
       >>> import jax
       >>> import jax.numpy as jnp
@@ -218,7 +218,7 @@ def _checked_sharding(path: Any, leaf: Any) -> NamedSharding:
 
 
 def _as_tree(shardings: Any, tree: Any) -> Any:
-    """A tree like ``tree``, if ``shardings`` is a single one for all leaves."""
+    """Repeats a single sharding for all leaves of ``tree``."""
     if isinstance(shardings, NamedSharding):
         return jax.tree.map(lambda _: shardings, tree)
     return shardings

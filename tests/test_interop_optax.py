@@ -632,7 +632,7 @@ REJECTED = {
     "params of another shape": (
         lambda: load(STATE, FLAT | {"b": jnp.ones(4)}),
         ValueError,
-        r"source: nu of b has shape \(3,\), it must have \(4,\)",
+        r"source: nu of b has shape \(3,\), but must have \(4,\)",
     ),
     "target of another shape": (
         lambda: save(changed(STATE, (0, "nu", "b"), jnp.ones(4))),

@@ -1,9 +1,8 @@
-"""How an average is kept between steps: in float32, bfloat16 or 8 bits. No RMSprop in it.
+"""How an average is stored between steps: in float32, bfloat16 or 8 bits. Knows no RMSprop.
 
-Arithmetic is done in at least float32, whatever the parameters are, and averages are kept so
-unless a narrower dtype is asked for. What is kept in fewer bits is rounded stochastically:
-rounded to nearest, a low-precision average stalls, as what a step adds is less than half the
-distance to the next number.
+Arithmetic is done in at least float32, whatever the parameters are, and averages are stored in
+it unless a lower precision is asked for. That takes stochastic rounding: with rounding to nearest
+a low-precision average stalls, because a step adds less than half the distance to the next number.
 """
 
 from rmsprop_jax._storage._formats import Scaled
@@ -16,7 +15,7 @@ from rmsprop_jax._storage._quantized import (
     largest_codes,
     next_scales,
     quantize,
-    replaced,
+    with_stored,
 )
 from rmsprop_jax._storage._registry import (
     FORMATS,
@@ -29,13 +28,14 @@ from rmsprop_jax._storage._registry import (
 )
 from rmsprop_jax._storage._rounding import to_bfloat16
 from rmsprop_jax._storage._shards import shard_map_specs
-from rmsprop_jax._storage._slots import Slot, one_by_one, share, slots
+from rmsprop_jax._storage._slots import Slot, after_on_gpu, share, slots
 
 __all__ = [
     "FORMATS",
     "Quantized",
     "Scaled",
     "Slot",
+    "after_on_gpu",
     "arrays",
     "dequantize",
     "init",
@@ -47,12 +47,11 @@ __all__ = [
     "load",
     "low_precision_dtypes",
     "next_scales",
-    "one_by_one",
     "quantize",
-    "replaced",
     "shard_map_specs",
     "share",
     "slots",
     "store",
     "to_bfloat16",
+    "with_stored",
 ]

@@ -7,20 +7,21 @@ import numpy as np
 from rmsprop_jax._storage import _rounding
 from rmsprop_jax._storage._formats import Scaled
 
-# All three mantissa bits are set here, so that rounding cannot carry to infinity.
+# The largest code. All three mantissa bits are set, so rounding up cannot reach infinity.
 _LARGEST_BITS = np.float32(2.0**15 * 1.875).view(np.uint32)
-# The code of zero. Added to every value, so that the spacing below it stays what it is there.
+# The code of zero. Every value is offset by it, so that small values are evenly spaced, as
+# subnormals are.
 _SMALLEST = 2.0**-14
 _SMALLEST_BITS = np.float32(_SMALLEST).view(np.uint32)
-# The largest of logarithmic codes, see `Float8._stretch`.
+# The largest logarithmic code, see `Float8._stretch`.
 _LARGEST_LOGARITHMIC_BITS = np.float32(12.0).view(np.uint32)
 
 
 class Float8(Scaled):
-    """float8_e5m2 with a third mantissa bit: its sign, unused as values are not negative.
+    """float8_e5m2 with a third mantissa bit, stored in the sign bit: values are never negative.
 
-    float8_e5m2 has the exponents of float16. On a TPU an array of integers of 8 bits would be
-    written in a pass of its own.
+    float8_e5m2 has float16's exponent. An array of 8-bit integers instead would be written in a
+    separate pass on TPU.
     """
 
     dtype = jnp.dtype("float8_e5m2")
@@ -28,22 +29,22 @@ class Float8(Scaled):
     zero = _SMALLEST
 
     def encoding(self, scale: jax.Array) -> tuple[jax.Array, ...]:
-        """The inverse of the scale, `_stretch`, and the bits of the largest code."""
+        """The inverse scale, the results of `_stretch`, and the bits of the largest code."""
         largest = jnp.where(scale < 0, _LARGEST_LOGARITHMIC_BITS, _LARGEST_BITS)
         return 1 / abs(scale), *self._stretch(scale), _rounding.float_of(largest)
 
     def decoding(self, scale: jax.Array) -> tuple[jax.Array, ...]:
-        """The scale, and `_stretch`."""
+        """The scale, and the results of `_stretch`."""
         return abs(scale), *self._stretch(scale)
 
     def _stretch(self, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """By how many bits codes are shifted, and what is added, as bits.
+        """By how many bits codes are shifted, and the offset that is added, as bits.
 
-        While no scale is known, codes are logarithmic. What the bits of a float32 are above those
-        of the smallest code, 2**-14, is divided by eight, a shift by three: its exponent then
-        takes the place of a code's exponent and three mantissa bits, and codes are powers of two.
-        The largest, 2**126, is 140 exponents above the smallest and becomes 17.5, which is
-        1.5 * 2**3. With a scale of 2**-80 this goes from 2**-94 to 2**46.
+        Until a scale is known, codes are logarithmic: powers of two only. The bit pattern of a
+        float32, relative to that of the smallest code, 2**-14, is shifted right by 3: this drops
+        the mantissa and moves the 8-bit exponent into the code's 5 + 3 bits. The largest value,
+        2**126, is 140 exponents above the smallest. Divided by 8 these become 17.5 exponents, a
+        code of 1.5 * 2**3. With a scale of 2**-80, values range from 2**-94 to 2**46.
         """
         unknown = scale < 0
         shift = jnp.where(unknown, np.uint32(3), np.uint32(0))
@@ -55,10 +56,10 @@ class Float8(Scaled):
         shift, offset, largest = map(_rounding.bits_of, others)
         bits = (_rounding.bits_of(x * inverse + _SMALLEST) >> shift) + offset
         bits = _rounding.round_bits(jnp.minimum(bits, largest), random_bits, mantissa_bits=3)
-        # The third mantissa bit, bit 20, goes to the sign, bit 31.
+        # Moves the third mantissa bit, bit 20, to the sign bit, bit 31.
         third = bits & np.uint32(2**20)
         code = _rounding.float_of(bits + third * np.uint32(2**11 - 1))
-        # The cast is exact, and on CPU twice as fast by way of float16.
+        # The cast is exact. Going through float16 makes it twice as fast on CPU.
         return jnp.where(jnp.isnan(x), x, code).astype(jnp.float16).astype(self.dtype)
 
     def decode(self, codes: jax.Array, *decoding: jax.Array) -> jax.Array:
@@ -66,6 +67,6 @@ class Float8(Scaled):
         shift, offset = map(_rounding.bits_of, others)
         code = codes.astype(jnp.float32)
         bits = _rounding.bits_of(code)
-        bits -= (bits >> 31) * np.uint32(2**31 - 2**20)  # the sign goes back to bit 20
+        bits -= (bits >> 31) * np.uint32(2**31 - 2**20)  # moves the sign bit back to bit 20
         x = (_rounding.float_of((bits - offset) << shift) - _SMALLEST) * scale
         return jnp.where(jnp.isnan(code), code, x)

@@ -1,16 +1,15 @@
-"""The formats that an average is kept in, one class each.
+"""The formats in which an average is stored, one class each.
 
-A format turns the average of one leaf into a plain array of the leaf's shape, and back:
+A format turns the average of one leaf into an array of the leaf's shape, and back:
 
 ``init(param, fill_value)``
-    The array at the start.
+    The initial array.
 ``load(kept, slot, shared)``
     The average in at least float32.
 ``store(average, kept, slot, shared)``
-    The new average as ``kept`` is kept. A `Scaled` format returns its amax, too.
+    The new average in the format of ``kept``. A `Scaled` format also returns its amax.
 
-``slot`` says where in the vector ``shared`` a leaf finds its random key and its scales: see
-`_slots`.
+``slot`` says where a leaf's random key and scales are in the vector ``shared``: see `_slots`.
 """
 
 import functools
@@ -26,17 +25,17 @@ from jax.typing import ArrayLike, DTypeLike
 from rmsprop_jax._numerics import saturate, widen
 from rmsprop_jax._storage import _rounding
 
-# The scale does not get smaller than for an amax of this size.
+# The smallest amax: smaller ones get its scale.
 _TINY = 2.0**-100
-# How much an amax may grow in a step. What is above the range is cut until it has caught up; one
-# stray element, however large, does not take the others out of it.
+# By which factor an amax may grow per step. Values above the range are clipped until it has caught
+# up. So a single outlier, however large, does not push the other elements out of the range.
 _GROWTH = 4.0
-# Stands for no scale: nothing is known of a leaf's size before its first gradient.
+# The scale before a leaf's first nonzero update, when its amax is unknown.
 UNKNOWN = -(2.0**-80)
 
 
-class Plain:
-    """An average in the bits that it is computed in."""
+class Cast:
+    """An average that is stored by a cast to `dtype`."""
 
     rounded = False
 
@@ -55,8 +54,8 @@ class Plain:
         return saturate(average, self.dtype).astype(self.dtype)
 
 
-class Bfloat16(Plain):
-    """An average with float32's range and 7 mantissa bits, rounded stochastically."""
+class Bfloat16(Cast):
+    """An average with float32's range and 7 mantissa bits, with stochastic rounding."""
 
     rounded = True
 
@@ -71,23 +70,24 @@ class Bfloat16(Plain):
 class Scaled:
     """Codes with one scale per leaf, for averages that are never negative: delayed scaling.
 
-    The scale of a step comes from the amax of the step before: to use the newest would take a
-    second pass. It also shrinks with the average, so that only what a gradient adds is rounded.
+    The scale of a step comes from the amax of the step before; using the newest amax would take a
+    second pass. The scale also decays with the average, so that only what a gradient adds is
+    rounded.
 
-    A subclass has these, of which `encode` and `decode` work on one leaf:
+    A subclass defines these; `encode` and `decode` work on one leaf:
 
     ``dtype``
-        That of the codes.
+        The dtype of the codes.
     ``log2_of_amax``
-        Where amax goes: its code is between half of two to this power and twice that. Above is room
-        for averages that grow, below for small elements.
+        The code of amax is about two to this power, within a factor of two. The codes above are
+        room for averages that grow, those below for small elements.
     ``zero``
         The code of zero.
     ``encoding(scale)``, ``decoding(scale)``
-        What `encode` and `decode` want to know of a leaf, as float32 arrays: computed once for all
-        leaves. A negative scale is `UNKNOWN`.
+        The further arguments of `encode` and `decode`, float32 arrays that are computed once for
+        all leaves. A negative scale is `UNKNOWN`.
     ``encode(x, random_bits, *encoding)``
-        The codes of ``x``; what is too large is cut.
+        The codes of ``x``, clipped to the largest.
     ``decode(codes, *decoding)``
         The average in float32.
     """
@@ -128,33 +128,33 @@ class Scaled:
 
     @functools.cached_property
     def _widths(self) -> tuple[int, int]:
-        """How many numbers `decoding` and `encoding` have for a leaf."""
+        """How many numbers `decoding` and `encoding` return per leaf."""
         scale = jax.ShapeDtypeStruct((), jnp.float32)
         decoding, encoding = (jax.eval_shape(f, scale) for f in (self.decoding, self.encoding))
         return len(decoding), len(encoding)
 
     def scale_of(self, amax: jax.Array) -> jax.Array:
-        """The scale with which an element of size ``amax``, if not tiny, is kept exactly."""
+        """The scale at which an element of size ``amax``, unless it is tiny, is stored exactly."""
         return jnp.maximum(amax, _TINY) * 2.0**-self.log2_of_amax
 
     def encode_nearest(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         """The codes of ``x``, rounded to nearest."""
         return self.encode(x, jnp.uint32(2**31), *self.encoding(scale))
 
-    def next_scale(self, amax: jax.Array, scale: jax.Array, shrink: ArrayLike) -> jax.Array:
-        """The scale times ``shrink``, and times the power of two that suits the last amax."""
-        shrink = jnp.asarray(lax.stop_gradient(shrink), jnp.float32)
-        shrunk = jnp.maximum(shrink, 0.5) * jnp.where(scale > 0, scale, 1)
-        mantissa = _rounding.bits_of(shrunk) & np.uint32(2**23 - 1)
+    def next_scale(self, amax: jax.Array, scale: jax.Array, decay: ArrayLike) -> jax.Array:
+        """The scale times ``decay``, and times the power of two that fits the last amax."""
+        decay = jnp.asarray(lax.stop_gradient(decay), jnp.float32)
+        decayed = jnp.maximum(decay, 0.5) * jnp.where(scale > 0, scale, 1)
+        mantissa = _rounding.bits_of(decayed) & np.uint32(2**23 - 1)
         exponent = _rounding.bits_of(jnp.maximum(amax, _TINY)) & np.uint32(2**32 - 2**23)
         bits = (mantissa | exponent) - np.uint32(self.log2_of_amax * 2**23)
         return jnp.where(amax > 0, _rounding.float_of(bits), UNKNOWN)
 
     def next_amax(self, amax: jax.Array, newest: jax.Array) -> jax.Array:
-        """The newest amax, or less if it grew too fast."""
+        """The newest amax, limited to `_GROWTH` times the last one."""
         return jnp.where(amax > 0, jnp.minimum(newest, _GROWTH * amax), newest)
 
 
 def _as_constant(average: jax.Array) -> jax.Array:
-    """The average in float32. Codes have no derivative: what is kept is taken for a constant."""
+    """The average in float32, as a constant: encoding is not differentiable."""
     return saturate(lax.stop_gradient(average), jnp.float32).astype(jnp.float32)

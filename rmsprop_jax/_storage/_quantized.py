@@ -1,4 +1,4 @@
-"""The averages of a tree in a `Scaled` format: codes, and what all leaves have in vectors."""
+"""The averages of a tree in a `Scaled` format: codes, and vectors with the leaves' scales."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,14 +13,14 @@ from rmsprop_jax._storage._registry import format_of, is_scaled, kept_dtype
 
 
 class Quantized(NamedTuple):
-    """Averages as codes, with one scale per leaf. `second_moment` gives their values.
+    """Averages as codes, with one scale per leaf. `second_moment` returns their values.
 
     Attributes:
-      amax: The largest element of each leaf before it was rounded, a float32 vector in the order
-        of ``jax.tree.leaves(codes)``. The next scales are chosen by it.
-      codes: The averages in codes, arrays shaped as the parameters.
-      scale: What a code of one stands for in each leaf, a float32 vector; negative while a leaf's
-        size is unknown.
+      amax: The largest element of each leaf before rounding, a float32 vector in the order of
+        ``jax.tree.leaves(codes)``. It determines the next scales.
+      codes: The codes of the averages, arrays with the parameters' shapes.
+      scale: A float32 vector with one scale per leaf: value = code x scale. Negative until the
+        leaf's first nonzero update.
     """
 
     amax: Any
@@ -40,7 +40,7 @@ def init(
     *,
     nonnegative: bool = False,
 ) -> Any:
-    """The averages of all parameters at the start, with their shapes and shardings.
+    """The initial averages of all parameters, with the parameters' shapes and shardings.
 
     Parameters are arrays, scalars or ``jax.ShapeDtypeStruct``; see `kept_dtype` for the other
     arguments.
@@ -56,32 +56,32 @@ def init(
 
 
 def quantize(averages: Any, dtype: DTypeLike) -> Quantized:
-    """Averages from elsewhere, rounded to nearest."""
-    kept_as = format_of(dtype)
+    """Quantizes averages from elsewhere, with rounding to nearest."""
+    format_ = format_of(dtype)
     leaves, treedef = jax.tree.flatten(averages)
     leaves = [jnp.asarray(x, jnp.float32) for x in leaves]
     amax = jnp.array([jnp.max(x, initial=0) for x in leaves], jnp.float32)
-    scale = kept_as.scale_of(amax)
-    codes = [kept_as.encode_nearest(x, scale[i]) for i, x in enumerate(leaves)]
+    scale = format_.scale_of(amax)
+    codes = [format_.encode_nearest(x, scale[i]) for i, x in enumerate(leaves)]
     return Quantized(amax, treedef.unflatten(codes), scale)
 
 
 def dequantize(averages: Quantized) -> Any:
     """The values in float32."""
     leaves, treedef = jax.tree.flatten(averages.codes)
-    (all_scales,) = jax.tree.leaves(averages.scale)  # Flax NNX puts it into a Variable
+    (all_scales,) = jax.tree.leaves(averages.scale)  # Flax NNX wraps it in a Variable
 
     def value(codes: jax.Array, scale: jax.Array) -> jax.Array:
-        # Models that were stacked, as by vmap, have a scale each.
+        # Stacked models, as vmap makes them, have one scale each.
         scale = jnp.expand_dims(scale, range(scale.ndim, codes.ndim))
-        kept_as = format_of(codes.dtype)
-        return kept_as.decode(codes, *kept_as.decoding(scale))
+        format_ = format_of(codes.dtype)
+        return format_.decode(codes, *format_.decoding(scale))
 
     return treedef.unflatten(value(codes, all_scales[..., i]) for i, codes in enumerate(leaves))
 
 
 def largest_codes(averages: Quantized) -> Any:
-    """What an element that is cut has as its code, of each leaf."""
+    """For each leaf, the code of an element that is clipped."""
     leaves, treedef = jax.tree.flatten(averages.codes)
     (scale,) = jax.tree.leaves(averages.scale)
     return treedef.unflatten(
@@ -91,33 +91,33 @@ def largest_codes(averages: Quantized) -> Any:
 
 
 def arrays(averages: Any) -> Any:
-    """The arrays that are shaped as the parameters."""
+    """The arrays with the parameters' shapes."""
     return averages.codes if is_quantized(averages) else averages
 
 
 def next_scales(
-    averages: Any, column: Sequence[Any], given: Sequence[int], shrink: ArrayLike
+    averages: Any, column: Sequence[Any], given: Sequence[int], decay: ArrayLike
 ) -> tuple[Any, list[jax.Array]]:
-    """The next scales of the leaves that have a gradient, and what these leaves read.
+    """The next scales of the leaves that have a gradient, and these leaves' codings.
 
-    Both are nothing where averages are not quantized.
+    None and an empty list if the averages are not quantized.
 
     Args:
-      averages: Those of all leaves.
-      column: Their `arrays`, one for each gradient.
-      given: Which gradients are not None.
-      shrink: By what averages are multiplied in this step, before a gradient is added.
+      averages: The averages of all leaves.
+      column: Their `arrays`, one per gradient.
+      given: The indices of the gradients that are not None.
+      decay: The factor by which this step decays the old averages.
     """
     if not is_quantized(averages) or not given:
         return None, []
     at = _positions(averages, column)[list(given)]
     amax, scale = (_take(vector, at) for vector in (averages.amax, averages.scale))
-    kept_as = format_of(column[given[0]].dtype)
-    next_scale = kept_as.next_scale(amax, scale, shrink)
-    return next_scale, [*kept_as.decoding(scale), *kept_as.encoding(next_scale)]
+    format_ = format_of(column[given[0]].dtype)
+    next_scale = format_.next_scale(amax, scale, decay)
+    return next_scale, [*format_.decoding(scale), *format_.encoding(next_scale)]
 
 
-def replaced(
+def with_stored(
     averages: Any,
     treedef: Any,
     column: Sequence[Any],
@@ -125,9 +125,9 @@ def replaced(
     stored: Sequence[Any],
     next_scale: Any,
 ) -> Any:
-    """The averages, with what `store` returned for the leaves that have a gradient.
+    """The averages with the results of `store`, ``stored``, at the leaves that have a gradient.
 
-    The other arguments are those of the call of `next_scales`, and what it returned.
+    The other arguments are those of `next_scales`, and the scales that it returned.
     """
     new = dict(zip(given, stored, strict=True))
     if not is_quantized(averages):
@@ -142,14 +142,14 @@ def replaced(
 
 
 def _positions(averages: Quantized, column: Sequence[Any]) -> np.ndarray:
-    """Where in the vectors each of ``column`` stands."""
+    """The index in the vectors of each element of ``column``."""
     # A gradient of None may stand for a whole tree of averages.
     sizes = [len(jax.tree.leaves(codes)) for codes in column]
     for name in ("amax", "scale"):
         shape = jnp.shape(getattr(averages, name))
         if shape != (sum(sizes),):
             raise ValueError(
-                f"state: {name} must have one number for each of {sum(sizes)} leaves, got the "
+                f"state: {name} must have one number for each of {sum(sizes)} leaves, got "
                 f"shape {shape}; give the state of this optimizer for these params"
             )
     return np.cumsum([0, *sizes])[:-1]

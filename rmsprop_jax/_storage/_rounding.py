@@ -1,7 +1,7 @@
-"""Stochastic rounding: up with the probability that makes the mean right.
+"""Stochastic rounding: up or down at random, so that the expected value is exact.
 
-The random bits are a hash of the step, the leaf's path and the element's index. They need no
-key, are the same on any layout of devices, and after a checkpoint go on where they were.
+The random bits are a hash of the step, the leaf's path and the element's index. They need no PRNG
+key, are the same on any layout of devices, and continue after a checkpoint.
 """
 
 import math
@@ -17,7 +17,7 @@ from jax.tree_util import keystr
 
 
 def keys(step: jax.Array, name: str, paths: Sequence[Any]) -> jax.Array:
-    """The step hashed with the path of each leaf, and the name of the average: uint32."""
+    """Per leaf, a hash of the step, the leaf's path and the average's name: uint32."""
     crcs = np.array([zlib.crc32(f"{name}{keystr(path)}".encode()) for path in paths], np.uint32)
     return _hash(_hash(step.astype(jnp.uint32) * np.uint32(0x9E3779B9) + crcs))
 
@@ -25,16 +25,15 @@ def keys(step: jax.Array, name: str, paths: Sequence[Any]) -> jax.Array:
 def random_bits(
     key: jax.Array, shape: tuple[int, ...], axes: tuple[tuple[str, ...], ...]
 ) -> jax.Array:
-    """32 random bits per element of a leaf, of which ``axes`` of the mesh may see a shard each.
+    """32 random bits per element of a leaf, or of a shard of it over ``axes`` of the mesh.
 
-    `jax.random.bits` would do the same at several times the arithmetic, enough to be slower than
-    memory.
+    `jax.random.bits` takes several times the arithmetic, enough to be slower than memory.
     """
     return _hash(_index(shape, axes) + key)
 
 
 def _index(shape: tuple[int, ...], axes: tuple[tuple[str, ...], ...]) -> jax.Array:
-    """The index of each element in the global array, of which this may be a shard."""
+    """The index of each element in the global array, also if this is a shard of it."""
     sizes = [size * lax.axis_size(names) for size, names in zip(shape, axes, strict=True)]
     index = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
@@ -47,19 +46,19 @@ def _index(shape: tuple[int, ...], axes: tuple[tuple[str, ...], ...]) -> jax.Arr
 
 
 def _hash(x: jax.Array) -> jax.Array:
-    # The middle of "lowbias32" (github.com/skeeto/hash-prospector). Its high bits are the best.
+    # The middle of "lowbias32" (github.com/skeeto/hash-prospector). The high bits are the best.
     x *= np.uint32(0x7FEB352D)
     return (x ^ (x >> 15)) * np.uint32(0x846CA68B)
 
 
 def round_bits(bits: jax.Array, random_bits: jax.Array, mantissa_bits: int) -> jax.Array:
-    """The bits of a float32, not NaN, rounded to so many mantissa bits."""
+    """Stochastically rounds the bits of a float32, not NaN, to ``mantissa_bits``."""
     dropped = 23 - mantissa_bits
     return (bits + (random_bits >> (32 - dropped))) & np.uint32(2**32 - 2**dropped)
 
 
 def _to_bfloat16(x: jax.Array, random_bits: jax.Array) -> jax.Array:
-    """A float32 array in bfloat16; its derivative is that of the cast."""
+    """Stochastically rounds float32 to bfloat16, with the derivative of the cast."""
     rounded = float_of(round_bits(bits_of(x), random_bits, mantissa_bits=7))
     return jnp.where(jnp.isnan(x), x, rounded).astype(jnp.bfloat16)
 
@@ -78,5 +77,5 @@ def bits_of(x: jax.Array) -> jax.Array:
 
 
 def float_of(bits: jax.Array) -> jax.Array:
-    """The float32 that has these bits."""
+    """The float32 with these bits."""
     return lax.bitcast_convert_type(bits, jnp.float32)

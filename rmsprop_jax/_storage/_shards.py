@@ -1,6 +1,6 @@
 """Which shard of each array a device holds inside `jax.shard_map`, where JAX does not say.
 
-Stochastic rounding needs an element's index in the global array, and 8 bits its amax.
+Stochastic rounding needs an element's index in the global array, and 8-bit state its amax.
 """
 
 from collections.abc import Iterator
@@ -18,24 +18,24 @@ _specs: ContextVar[dict[Any, PartitionSpec] | None] = ContextVar("specs", defaul
 
 @contextmanager
 def shard_map_specs(specs: Any) -> Iterator[None]:
-    """Says how arrays are sharded inside ``jax.shard_map``, where only shards are seen.
+    """Says how arrays are sharded inside ``jax.shard_map``, where a function only sees shards.
 
-    Low-precision averages are rounded by a hash of each element's index. Within this context it is
-    that of the global array, so the result is bit for bit that of one device. Without it a shard is
-    rounded as if it were a leaf of its own, which is unbiased as well. An 8-bit average has one
-    scale per leaf; with ``check_vma=False`` JAX does not tell that devices hold shards of one, and
-    this must. What is kept in float32 does not need it. A function compiled within it keeps the
-    ``specs`` with which it was traced.
+    Low-precision averages are rounded by a hash of each element's index. Within this context that
+    is the index in the global array, so the result is bit for bit that of one device. Without it
+    each shard is rounded as if it were a leaf of its own, which is unbiased too. An 8-bit average
+    has one scale per leaf; with ``check_vma=False`` JAX does not know that devices hold shards of
+    the same leaf, so this context is required. float32 averages do not need it. A compiled function
+    keeps the ``specs`` with which it was traced.
 
     Args:
       specs: How the gradients and averages that ``update`` sees are sharded: a tree of
-        ``PartitionSpec`` like the parameters, or a prefix of it; ``PartitionSpec()`` where they
-        are replicated. With replicated parameters whose gradients are scattered (ZeRO-1) these
-        are the specs of the shards.
+        ``PartitionSpec`` like the parameters, or a prefix of it, with ``PartitionSpec()`` for
+        replicated leaves. For ZeRO-1 (replicated parameters, reduce-scattered gradients), pass the
+        specs of the shards.
 
     Raises:
       TypeError: If a leaf of ``specs`` is not a ``PartitionSpec``.
-      ValueError: In the update, if there is none for a leaf, or one that does not fit it.
+      ValueError: In the update, if a leaf has no spec, or one that does not fit.
 
     Example:
       Each device updates its rows of the parameter and of its average.
@@ -73,7 +73,7 @@ def shard_map_specs(specs: Any) -> Iterator[None]:
 
 
 def mesh_axes(path: Any, ndim: int) -> tuple[tuple[str, ...], ...]:
-    """Per axis of a leaf, the axes of the mesh that shard it, as `shard_map_specs` says."""
+    """For each dimension of a leaf, the mesh axes it is sharded over by `shard_map_specs`."""
     by_path = _specs.get()
     if by_path is None:
         return ((),) * ndim
@@ -92,13 +92,13 @@ def mesh_axes(path: Any, ndim: int) -> tuple[tuple[str, ...], ...]:
 
 
 def max_over(largest: jax.Array, axes: tuple[tuple[str, ...], ...]) -> jax.Array:
-    """The largest of all shards: those of ``axes``, and those that JAX knows of."""
+    """The maximum over all shards: over ``axes``, and over those that JAX knows about."""
     names = tuple(sorted({name for axis in axes for name in axis} | _varying(largest)))
     return lax.pmax(largest, names) if names else largest
 
 
 def _varying(x: jax.Array) -> frozenset[str]:
-    """The axes of the mesh along which devices have different values, as far as JAX checks it."""
+    """The mesh axes over which ``x`` varies, as far as JAX keeps track."""
     aval: Any = jax.typeof(x)
     if hasattr(aval, "vma"):  # until JAX 0.9
         return aval.vma

@@ -1,8 +1,8 @@
-"""What each leaf reads of a step, in one vector: hyperparameters, random keys and scales.
+"""One vector with all that leaves read in a step: hyperparameters, random keys and scales.
 
-On a GPU, XLA puts leaves of one shape into one kernel if they read one array, and not if they
-read constants or scalars: 11 kernels, not 174, for a transformer of 174 leaves. Elsewhere constants
-make the better program.
+On a GPU, XLA fuses leaves of one shape into one kernel if they all read the same array, but not if
+they read constants or scalars: 11 kernels, not 174, for a transformer of 174 leaves. On other
+devices constants make a better program.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from rmsprop_jax._storage import _rounding, _shards
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slot:
-    """Where in the vector one leaf of one average has what is its own.
+    """Where in the vector the numbers of one leaf of one average are.
 
     Attributes:
-      start: Where its key stands. A value and not part of the program, so that leaves of one shape
-        are traced once.
-      stride: How far behind stands the first number of its coding, and so on.
-      axes: Per axis of the leaf, the axes of the mesh that shard it inside ``shard_map``.
+      start: The index of its random key. A traced value, so that leaves of one shape are traced
+        only once.
+      stride: The distance from the key to the first number of the coding, and between those.
+      axes: For each dimension of the leaf, the mesh axes it is sharded over inside ``shard_map``.
     """
 
     start: Any
@@ -39,31 +39,31 @@ class Slot:
         return _rounding.random_bits(_rounding.bits_of(self.read(shared, 0)), shape, self.axes)
 
     def read(self, shared: jax.Array, i: int) -> jax.Array:
-        """The key, if ``i`` is zero, or a number of the coding."""
+        """The key if ``i`` is zero, otherwise the i-th number of the coding."""
         return lax.dynamic_index_in_dim(shared, self.start + i * self.stride, keepdims=False)
 
     def max(self, x: jax.Array) -> jax.Array:
-        """The largest element of a leaf, none of them negative, over all its shards; NaNs aside."""
+        """The largest element of a nonnegative leaf over all its shards, ignoring NaN."""
         x = jnp.where(jnp.isnan(x), 0, x)
-        # jnp.max would take the maximum with zero after the reduction, in a kernel of its own.
+        # jnp.max would take the maximum with zero after the reduction, in a separate kernel.
         return _shards.max_over(lax.reduce(x, np.float32(0), lax.max, range(x.ndim)), self.axes)
 
 
 def share(scalars: Sequence[ArrayLike], rows: Any = None, *, merge: bool = True) -> jax.Array:
-    """The vector: ``scalars``, and then ``rows``, which are float32.
+    """The vector: ``scalars``, then ``rows``, which are float32.
 
-    ``merge`` says whether leaves are to share kernels on a GPU.
+    ``merge`` says whether leaves should share kernels on a GPU.
     """
     dtype = jax.dtypes.canonicalize_dtype(float) if rows is None else jnp.float32
-    known = not any(isinstance(x, jax.Array) for x in scalars)
-    vector = jnp.asarray(np.array(scalars) if known else list(scalars), dtype)
+    are_static = not any(isinstance(x, jax.Array) for x in scalars)
+    vector = jnp.asarray(np.array(scalars) if are_static else list(scalars), dtype)
     if rows is not None:
-        # Behind a barrier, what is computed for all leaves is not repeated in each one's program.
+        # The barrier keeps XLA from computing the rows again for each leaf.
         vector = jnp.concatenate([vector, lax.optimization_barrier(rows)])
     if not merge:
         return vector
-    whole = lax.optimization_barrier
-    return lax.platform_dependent(vector, cuda=whole, rocm=whole, default=lambda x: x)
+    barrier = lax.optimization_barrier
+    return lax.platform_dependent(vector, cuda=barrier, rocm=barrier, default=lambda x: x)
 
 
 def slots(
@@ -78,10 +78,10 @@ def slots(
     """The vector, and for each average the slots of its leaves.
 
     Args:
-      step: The number of the step.
-      names: Those of the averages.
-      leaves: The path and the number of axes of each leaf.
-      codings: For each average, what a `Scaled` format wants to know of its leaves.
+      step: The step.
+      names: The names of the averages.
+      leaves: The path and the number of dimensions of each leaf.
+      codings: For each average, the codings of its leaves; empty unless it is `Scaled`.
       scalars: The hyperparameters.
       merge: See `share`.
     """
@@ -94,22 +94,22 @@ def slots(
     widths = [len(leaves) * len(table) for table in tables]
     starts = np.cumsum([len(scalars), *widths[:-1]])
     return shared, [
-        [Slot(int(start) + i, len(leaves), of_leaf) for i, of_leaf in enumerate(axes)]
+        [Slot(int(start) + i, len(leaves), leaf_axes) for i, leaf_axes in enumerate(axes)]
         for start in starts
     ]
 
 
 @jax.jit
-def one_by_one(shared: jax.Array, last: jax.Array) -> jax.Array:
-    """The vector, for a leaf that is to have a kernel of its own on a GPU: not before ``last``.
+def after_on_gpu(shared: jax.Array, last: jax.Array) -> jax.Array:
+    """The vector, available after ``last`` on a GPU, so that the next leaf has its own kernel.
 
-    Leaves that find their amax would share a kernel as well, but XLA then copies their codes.
+    In a shared kernel, XLA would copy the codes of leaves that compute their amax.
     """
 
-    def after(shared: jax.Array, last: jax.Array) -> jax.Array:
+    def wait(shared: jax.Array, last: jax.Array) -> jax.Array:
         return lax.optimization_barrier((shared, last))[0]
 
-    def at_once(shared: jax.Array, _: jax.Array) -> jax.Array:
+    def no_wait(shared: jax.Array, _: jax.Array) -> jax.Array:
         return shared
 
-    return lax.platform_dependent(shared, last, cuda=after, rocm=after, default=at_once)
+    return lax.platform_dependent(shared, last, cuda=wait, rocm=wait, default=no_wait)

@@ -1,11 +1,12 @@
 r"""Each framework's RMSprop, under that framework's own argument names and defaults.
 
-RMSprop was a lecture slide, and every framework made its own of it. With
+RMSprop was a lecture slide, and every framework made its own version of it. With
 :math:`g` the gradient, :math:`w` the parameter, :math:`\eta` the learning rate,
-:math:`v` the moving average of :math:`g^2` and :math:`m` that of :math:`g`:
+:math:`\lambda` the weight decay, and :math:`v` and :math:`m` the moving averages of
+:math:`g^2` and :math:`g`:
 
 ================= ======= ============================================ ================ ==========
-dialect           v first what divides g                               momentum buffer  weights
+dialect           first v what divides g                               momentum buffer  weights
 ================= ======= ============================================ ================ ==========
 hinton            0       :math:`\sqrt{v}`                             -                -
 graves            0       :math:`\sqrt{v - m^2 + \epsilon}`            holds η g        -
@@ -17,21 +18,21 @@ tf_keras          0       :math:`\sqrt{v} + \epsilon`; with momentum   holds η 
 tensorflow_v1     1       :math:`\sqrt{v + \epsilon}`                  holds η g        -
 timm              1       :math:`\sqrt{v + \epsilon}`                  holds η g        g += λ w
 stable_baselines3 1       :math:`\sqrt{v + \epsilon}`                  holds g, then η  g += λ w
-fastai            0       :math:`\sqrt{v} + \epsilon`                  before dividing  w -= η λ w
+fastai            0       :math:`\sqrt{v} + \epsilon`                  before division  w -= η λ w
 ================= ======= ============================================ ================ ==========
 
-A centred one has :math:`v - m^2` instead of :math:`v`. Learning rates may be schedules,
-functions of the steps taken. Every dialect keeps what is this package's own: a variance that
-does not cancel, and averages in at least float32, or with stochastic rounding where
-``accumulator_dtype`` is narrower. Arguments that do not change the numbers are left out
-(TensorFlow's ``use_locking``, torch's ``capturable``), so pass what follows them by name.
+With ``centered``, :math:`v - m^2` replaces :math:`v`. Learning rates may be schedules, functions
+of the number of steps taken. Every dialect has this package's arithmetic: a variance that does not
+cancel, and averages in at least float32, or with stochastic rounding if ``accumulator_dtype`` is
+narrower. Arguments that do not change the numbers are left out (TensorFlow's ``use_locking``,
+torch's ``capturable``), so pass the arguments after them by name.
 """
 
 from rmsprop_jax.dialects._papers import dqn, graves, hinton
 from rmsprop_jax.dialects._tensorflow import keras, tensorflow_v1, tf_keras
 from rmsprop_jax.dialects._torch import fastai, pytorch, stable_baselines3, timm
 
-# All of them, by name; what holds for every dialect is asked of these.
+# All dialects by name, for tests and tools that cover every one.
 DIALECTS = {
     make.__name__: make
     for make in (

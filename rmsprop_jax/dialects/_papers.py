@@ -1,10 +1,10 @@
-"""RMSprop as the lecture and two papers have it."""
+"""The RMSprop of Hinton's lecture and of two papers."""
 
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from rmsprop_jax._optimizer import rmsprop
-from rmsprop_jax.dialects._parts import buffered
+from rmsprop_jax.dialects._parts import none_at_zero
 
 
 def hinton(
@@ -13,18 +13,19 @@ def hinton(
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""RMSprop as the slide has it.
+    r"""The RMSprop of Hinton's slide.
 
     .. math::
 
         v_t = d\, v_{t-1} + (1 - d)\, g_t^2, \qquad
         w_{t+1} = w_t - \eta_t\, \frac{g_t}{\sqrt{v_t}}
 
-    There is no epsilon, the one difference to ``rmsprop``: steps do not depend on the size of
-    the gradients at all. A parameter whose gradients have all been zero stays (0/0 is 0).
+    The only difference from ``rmsprop`` is that there is no epsilon: steps do not depend on the
+    scale of the gradients at all. A parameter whose gradients have all been zero does not move
+    (0/0 is 0).
 
     Args:
-      learning_rate: :math:`\eta`, or a schedule. The slides name none.
+      learning_rate: :math:`\eta`, or a schedule. The slides give no value.
       decay: d, in [0, 1); 0.9 is the slide's.
       accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
@@ -59,7 +60,7 @@ def graves(
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The RMSprop of Graves' handwriting: always centred, with momentum.
+    r"""The RMSprop of Graves' handwriting synthesis: always centred, with momentum.
 
     .. math::
 
@@ -67,10 +68,10 @@ def graves(
         b_t &= \mu\, b_{t-1} - \eta_t\, \frac{g_t}{\sqrt{v_t - m_t^2 + \epsilon}} \\
         w_{t+1} &= w_t + b_t
 
-    The defaults are the paper's. Its eps is ten thousand times Optax's, and damps where
+    The defaults are the paper's. Its eps is ten thousand times Optax's: steps are damped where
     gradients are smaller than 0.01. The paper also clips derivatives inside backpropagation, at
-    the network's outputs and at the inputs of its LSTM layers; clipping the gradients of the
-    weights, as ``optax.clip`` does, is something else.
+    the network's outputs and at the inputs of its LSTM layers. Clipping the gradients of the
+    weights, as ``optax.clip`` does, is not the same.
 
     Args:
       learning_rate: :math:`\eta`, or a schedule.
@@ -103,7 +104,7 @@ def graves(
         decay,
         eps,
         centered=True,
-        momentum=buffered(momentum),
+        momentum=none_at_zero(momentum),
         accumulator_dtype=accumulator_dtype,
     )
 
@@ -123,9 +124,9 @@ def dqn(
         w_{t+1} &= w_t - \eta_t\, \frac{g_t}{\sqrt{v_t - m_t^2 + \epsilon}}
 
     The defaults are the paper's. What it calls "gradient momentum" and "squared gradient
-    momentum", 0.95 both, are the decays of the two averages. With an eps of 0.01, gradients
-    much smaller than 0.1 are scaled rather than normalized. That eps belongs to gradients summed
-    over the batch of 32, as DeepMind's code had them. With the mean of the batch, the same
+    momentum", both 0.95, are the decays of the two averages. With an eps of 0.01, gradients
+    much smaller than 0.1 are scaled rather than normalized. That eps is for gradients summed over
+    the batch of 32, as in DeepMind's code. With gradients averaged over the batch, the same
     algorithm has ``eps=0.01 / 32**2``, about 1e-5.
 
     Args:

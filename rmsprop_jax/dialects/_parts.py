@@ -1,4 +1,4 @@
-"""What dialects are composed of, unchecked."""
+"""The unchecked transformations that dialects are composed of."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def averages(
     eps_in_sqrt: bool,
     initial_scale: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Each gradient over the root of its average, or over its standard deviation."""
+    """Divides each gradient by its root mean square, or by its standard deviation."""
     _validate.flag(centered=centered)
     _validate.accumulator_dtype(accumulator_dtype)
     scale_by: Any = _transform.stddev if centered else _transform.rms
@@ -34,27 +34,27 @@ def averages(
 def heavy_ball(
     momentum: ArrayLike, accumulator_dtype: DTypeLike | None
 ) -> optax.GradientTransformation:
-    """Momentum as frameworks have it: no buffer at 0."""
-    if buffered(momentum) is None:
+    """Momentum as in the frameworks: at 0 there is no buffer."""
+    if none_at_zero(momentum) is None:
         return optax.identity()
     return _transform.trace(momentum=momentum, accumulator_dtype=accumulator_dtype)
 
 
-def buffered(momentum: ArrayLike) -> ArrayLike | None:
-    """None where the frameworks keep no buffer."""
+def none_at_zero(momentum: ArrayLike) -> ArrayLike | None:
+    """The momentum, or None if it is 0, where the frameworks keep no buffer."""
     _validate.fraction(momentum=momentum)
     return None if _validate.is_zero(momentum) else momentum
 
 
 def l2(*, mask: Any = None, **weight_decay: ArrayLike | None) -> optax.GradientTransformation:
-    """Weight decay as a penalty, ``g + weight_decay * w``, in front of the averages."""
+    """Weight decay as an L2 penalty, ``g + weight_decay * w``, before the averages."""
     return _decay(weight_decay, mask=mask)
 
 
 def decoupled(
     *, learning_rate: Any, mask: Any = None, **weight_decay: ArrayLike | None
 ) -> optax.GradientTransformation:
-    """Weight decay that no average sees, at the end of a chain."""
+    """Weight decay that enters no average, at the end of a chain."""
     return _decay(weight_decay, learning_rate=learning_rate, mask=mask)
 
 
@@ -66,7 +66,7 @@ def _decay(named: dict[str, Any], **options: Any) -> optax.GradientTransformatio
 
 
 def clip(**limits: ArrayLike | None) -> optax.GradientTransformation:
-    """Clips gradients to each limit that is given, in this order."""
+    """Clips gradients to the given limits, in this order."""
     given = {name: limit for name, limit in limits.items() if limit is not None}
     _validate.nonnegative(**given)
     steps = [_CLIPPERS[name](limit) for name, limit in given.items()]

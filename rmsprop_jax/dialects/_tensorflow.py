@@ -14,10 +14,10 @@ from rmsprop_jax._checked import checked
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax.dialects._parts import (
     averages,
-    buffered,
     clip,
     decoupled,
     heavy_ball,
+    none_at_zero,
 )
 
 
@@ -43,11 +43,11 @@ def keras(
         b_t &= \mu\, b_{t-1} + \eta_t\, \frac{g_t}{\sqrt{v_t + \epsilon}} \\
         w_{t+1} &= w_t - \eta_t\, \lambda\, w_t - b_t
 
-    Unlike torch's: eps stands inside the root, the learning rate inside the momentum
-    buffer, and weight decay is decoupled, with the rate of the same step. Unlike
-    TensorFlow 1's: v starts from zero. ``centered`` replaces :math:`v_t` by
-    :math:`v_t - m_t^2`. This is Keras 3, and tf.keras of TensorFlow 2.11 (2022) on. Before that
-    eps stood outside the root where there is no momentum: see `tf_keras`.
+    Unlike torch, eps is inside the root, the learning rate is applied before momentum, and weight
+    decay is decoupled, with the learning rate of the same step. Unlike TensorFlow 1, v starts at
+    zero. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`. This is Keras 3, and tf.keras
+    from TensorFlow 2.11 (2022) on. Before that, without momentum, eps was outside the root: see
+    `tf_keras`.
 
     Args:
       learning_rate: :math:`\eta`, or a schedule.
@@ -56,8 +56,8 @@ def keras(
       epsilon: :math:`\epsilon \ge 0`, in units of ``|g|**2``.
       centered: Whether to divide by the standard deviation.
       weight_decay: :math:`\lambda \ge 0`; ``None`` is 0.
-      clipnorm: The largest L2 norm that the gradient of each variable may have;
-        ``None`` or 0 does not clip; an array of 0, as in
+      clipnorm: The largest L2 norm that the gradient of each variable may have.
+        ``None`` or 0 does not clip, but an array of 0, as in
         ``optax.inject_hyperparams``, clips to zero.
       clipvalue: The largest magnitude of each element of a gradient, likewise.
       global_clipnorm: The largest L2 norm of all gradients together, likewise.
@@ -124,29 +124,29 @@ def tf_keras(
         \end{cases} \\
         w_{t+1} &= w_t - b_t, \qquad \eta_t = \frac{\eta}{1 + \text{decay} \cdot t}
 
-    The default optimizer of ``Model.compile`` for years. Where eps stands depends on the momentum:
-    outside the root without, inside with it. At 1e-7 that is much: inside the root it acts as 3e-4
-    would outside. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`. Of an
-    embedding, TensorFlow moves only the rows that a batch uses. With momentum it leaves the
-    averages of the others alone, too: see `rmsprop_jax.untouched_rows`. Without, their v decays,
-    as here.
+    For years this was the default optimizer of ``Model.compile``. Momentum decides where eps goes:
+    outside the root without momentum, inside with it. The difference is large: 1e-7 inside the
+    root acts like 3e-4 outside. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`. In an
+    embedding, TensorFlow moves only the rows that a batch uses. With momentum it does not change
+    the averages of the other rows either: see `rmsprop_jax.untouched_rows`. Without momentum
+    their v decays, as here.
 
-    Keras 1.0.4 to 2.3, a package of its own, is this without momentum and centring: there the
-    rate is called ``lr``, and the third argument is ``epsilon``, so pass that by name. Its
-    ``clipnorm`` is ``global_clipnorm`` here; until Keras 2.1.0 ``epsilon`` was 1e-8. Before 1.0.4
-    it was 1e-6 inside the root, as in `rmsprop_jax.rmsprop`.
+    Keras 1.0.4 to 2.3, a separate package, is this without momentum and centring. There the
+    learning rate is called ``lr``, and the third argument is ``epsilon``, so pass that by name.
+    Its ``clipnorm`` is ``global_clipnorm`` here. Until Keras 2.1.0 ``epsilon`` was 1e-8; before
+    1.0.4 it was 1e-6 and inside the root, as in `rmsprop_jax.rmsprop`.
 
     Args:
       learning_rate: :math:`\eta`, or a schedule.
       rho: The decay of the averages, in [0, 1).
       momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
       epsilon: :math:`\epsilon \ge 0`, in units of ``|g|`` without momentum, of ``|g|**2`` with it.
-        0 means 1e-7, as there.
+        0 means 1e-7, as in TensorFlow.
       centered: Whether to divide by the standard deviation.
       clipnorm: The largest L2 norm that the gradient of each variable may have.
-      clipvalue: The largest magnitude of each element of a gradient; it comes before the norms.
+      clipvalue: The largest magnitude of each element of a gradient, applied before the norms.
       global_clipnorm: The largest L2 norm of all gradients together.
-      decay: Of the learning rate, >= 0, per step.
+      decay: The decay of the learning rate per step, >= 0.
       accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
     Returns:
@@ -169,8 +169,8 @@ def tf_keras(
 
     Source:
       `tf.keras.optimizers.legacy.RMSprop
-      <https://www.tensorflow.org/api_docs/python/tf/keras/optimizers/legacy/RMSprop>`_; its text
-      has eps inside the root always, its code has not.
+      <https://www.tensorflow.org/api_docs/python/tf/keras/optimizers/legacy/RMSprop>`_. Its
+      documentation always has eps inside the root, its code does not.
     """
     rate = _validate.learning_rate(learning_rate=learning_rate)
     _validate.fraction(rho=rho)
@@ -199,7 +199,7 @@ def tensorflow_v1(
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""``tf.compat.v1.train.RMSPropOptimizer``, that of EfficientNet, MobileNet and IMPALA.
+    r"""``tf.compat.v1.train.RMSPropOptimizer``, used for EfficientNet, MobileNet and IMPALA.
 
     .. math::
 
@@ -207,10 +207,10 @@ def tensorflow_v1(
         b_t &= \mu\, b_{t-1} + \eta_t\, \frac{g_t}{\sqrt{v_t + \epsilon}} \\
         w_{t+1} &= w_t - b_t
 
-    Unlike Keras's and torch's, v starts from one: where gradients are small, the first hundred
-    steps or so are small too. Of an embedding, TensorFlow leaves the rows that a step does not
-    touch, and their slots, as they are: see `rmsprop_jax.untouched_rows`. Otherwise as Keras's,
-    with an epsilon of 1e-10; the papers that use it set their own, up to 1. ``centered`` replaces
+    Unlike in Keras and torch, v starts at one: where gradients are small, the first hundred steps
+    or so are small too. In an embedding, TensorFlow does not change the rows that a step does not
+    use, nor their averages: see `rmsprop_jax.untouched_rows`. Otherwise this is Keras's rule with
+    an epsilon of 1e-10; papers that use it set their own, up to 1. ``centered`` replaces
     :math:`v_t` by :math:`v_t - m_t^2`.
 
     Args:
@@ -247,7 +247,7 @@ def tensorflow_v1(
         epsilon,
         initial_scale=1.0,
         centered=centered,
-        momentum=buffered(momentum),
+        momentum=none_at_zero(momentum),
         accumulator_dtype=accumulator_dtype,
     )
 
@@ -259,7 +259,7 @@ def _no_limit(name: str, limit: ArrayLike) -> bool:
 
 
 def _or_default(epsilon: ArrayLike) -> ArrayLike:
-    """``epsilon or 1e-7``, as the source has it."""
+    """``epsilon or 1e-7``, as in TensorFlow's code."""
     return (
         jnp.where(epsilon == 0, 1e-7, epsilon)
         if isinstance(epsilon, jax.Array)
@@ -276,9 +276,9 @@ def _inverse_time_decay(rate: Any, decay: ArrayLike) -> Any:
 def _eps_by_momentum(
     momentum: Any, averages: Callable[[bool], optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-    """Averages with eps inside the root if there is momentum; for a traced one, whichever it says.
+    """Averages with eps inside the root if there is momentum; if that is traced, computes both.
 
-    Both have one state.
+    Both have the same state.
     """
     _validate.fraction(momentum=momentum)
     if not isinstance(momentum, jax.Array):

@@ -1,4 +1,4 @@
-"""PyTorch's RMSprop, and those that others made of it."""
+"""PyTorch's RMSprop, and the variants of timm, Stable-Baselines3 and fastai."""
 
 from typing import Any
 
@@ -31,10 +31,10 @@ def pytorch(
         b_t &= \mu\, b_{t-1} + \frac{g_t}{\sqrt{v_t} + \epsilon} \\
         w_{t+1} &= w_t - \eta_t\, b_t
 
-    Unlike Keras's and TensorFlow's: eps stands outside the root; weight decay is an L2 penalty
-    and goes through the averages; the learning rate stands outside the momentum buffer, so
-    that a new rate scales all of it at once; alpha is 0.99, not 0.9; and a complex
-    parameter is two real ones. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
+    Unlike in Keras and TensorFlow, eps is outside the root; weight decay is an L2 penalty that
+    goes through the averages; the learning rate is applied after momentum, so a new rate scales
+    the whole buffer at once; alpha is 0.99, not 0.9; and a complex parameter is treated as two
+    real ones. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
 
     Args:
       lr: :math:`\eta`, or a schedule.
@@ -43,12 +43,12 @@ def pytorch(
       weight_decay: :math:`\lambda \ge 0`, in units of g over w.
       momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
       centered: Whether to divide by the standard deviation.
-      maximize: Whether to go up the gradient. Weights decay all the same.
+      maximize: Whether to ascend the gradient. Weights decay all the same.
       accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
     Returns:
-      A transformation, as `rmsprop_jax.rmsprop`. Gradients of complex parameters are
-      expected as torch gives them, the conjugates of ``jax.grad``'s.
+      A transformation, as `rmsprop_jax.rmsprop`. It expects gradients of complex parameters in
+      torch's convention, the conjugates of ``jax.grad``'s.
 
     Raises:
       TypeError, ValueError: As `rmsprop_jax.rmsprop`.
@@ -94,7 +94,7 @@ def timm(
     mask: Any = None,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""``RMSpropTF`` of timm, with which EfficientNet and MobileNet are trained in torch.
+    r"""``RMSpropTF`` of timm, which trains EfficientNet and MobileNet in torch.
 
     .. math::
 
@@ -103,27 +103,27 @@ def timm(
         b_t &= \mu\, b_{t-1} + \eta_t\, \frac{g_t}{\sqrt{v_t + \epsilon}} \\
         w_{t+1} &= w_t - b_t
 
-    TensorFlow 1's rule under torch's names: v starts from one, eps stands inside the root and the
-    learning rate inside the momentum buffer. Unlike TensorFlow 1's it has weight decay, an L2
-    penalty as torch's. ``decoupled_decay`` takes :math:`\eta_t \lambda w_t` from the weights
+    TensorFlow 1's rule under torch's names: v starts at one, eps is inside the root, and the
+    learning rate is applied before momentum. Unlike TensorFlow 1 it has weight decay, an L2
+    penalty as in torch. ``decoupled_decay`` subtracts :math:`\eta_t \lambda w_t` from the weights
     instead (timm's ``rmsproptfw``). ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
 
-    timm's ``corrected_weight_decay`` is a link behind, with ``weight_decay=0`` here:
+    For timm's ``corrected_weight_decay``, use ``weight_decay=0`` here and append to the chain
     ``optax.add_decayed_weights(lambda t: -weight_decay * lr(t) ** 2 / largest_lr)``. Its
     ``caution`` is a wrapper of eight lines around this: see docs/which_rmsprop.md.
 
     Args:
       lr: :math:`\eta`, or a schedule.
       alpha: The decay of the averages, in [0, 1).
-      eps: :math:`\epsilon \ge 0`, in units of ``|g|**2``. The recipes have 0.001.
+      eps: :math:`\epsilon \ge 0`, in units of ``|g|**2``. timm's recipes use 0.001.
       weight_decay: :math:`\lambda \ge 0`, in units of g over w.
       momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
       centered: Whether to divide by the standard deviation.
-      decoupled_decay: Whether weights decay outside of averages and momentum, by
-        :math:`\eta_t \lambda w_t`.
-      lr_in_momentum: Whether the learning rate stands inside the momentum buffer; outside, a new
-        rate scales all of it at once.
-      mask: Which parameters decay, as in `rmsprop_jax.rmsprop`. timm leaves out biases and norms.
+      decoupled_decay: Whether weights decay by :math:`\eta_t \lambda w_t`, outside averages and
+        momentum.
+      lr_in_momentum: Whether the learning rate is applied before momentum. Applied after it, a
+        new rate scales the whole buffer at once.
+      mask: Which parameters decay, as in `rmsprop_jax.rmsprop`. timm excludes biases and norms.
       accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
     Returns:
@@ -181,7 +181,7 @@ def stable_baselines3(
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Stable-Baselines3's ``RMSpropTFLike``, with which its A2C is that of OpenAI's Baselines.
+    r"""Stable-Baselines3's ``RMSpropTFLike``, which makes its A2C match OpenAI's Baselines.
 
     .. math::
 
@@ -190,17 +190,17 @@ def stable_baselines3(
         b_t &= \mu\, b_{t-1} + \frac{g_t}{\sqrt{v_t + \epsilon}} \\
         w_{t+1} &= w_t - \eta_t\, b_t
 
-    torch's rule with two things of TensorFlow 1's: eps stands inside the root, and v starts from
-    one. (Its own docstring has eps outside; its code does not.) The learning rate stands outside
-    the momentum buffer, as torch's. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
+    torch's rule with two differences, both from TensorFlow 1: eps is inside the root, and v starts
+    at one. (Its own docstring has eps outside; its code does not.) The learning rate is applied
+    after momentum, as in torch. ``centered`` replaces :math:`v_t` by :math:`v_t - m_t^2`.
 
-    A2C takes it only where ``policy_kwargs`` name it; by default its RMSprop is torch's,
+    A2C uses it only if ``policy_kwargs`` name it; by default its RMSprop is torch's,
     ``dialects.pytorch(7e-4, 0.99, 1e-5)``.
 
     Args:
-      lr: :math:`\eta`, or a schedule. A2C has 7e-4.
+      lr: :math:`\eta`, or a schedule. A2C uses 7e-4.
       alpha: The decay of the averages, in [0, 1).
-      eps: :math:`\epsilon \ge 0`, in units of ``|g|**2``. A2C has 1e-5.
+      eps: :math:`\epsilon \ge 0`, in units of ``|g|**2``. A2C uses 1e-5.
       weight_decay: :math:`\lambda \ge 0`, in units of g over w.
       momentum: :math:`\mu`, in [0, 1); at 0 there is no buffer.
       centered: Whether to divide by the standard deviation.
@@ -247,7 +247,7 @@ def fastai(
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""``RMSProp`` of fastai: momentum of the gradients themselves, divided afterwards.
+    r"""``RMSProp`` of fastai: momentum of the gradients themselves, then the division.
 
     .. math::
 
@@ -256,8 +256,8 @@ def fastai(
         w_{t+1} &= (1 - \eta_t\, \lambda)\, w_t - \eta_t\, \frac{b_t}{\sqrt{v_t} + \epsilon}
 
     All others divide first. Here the newest v divides the whole buffer, so a large gradient also
-    shortens what was gathered before it. Without momentum it is torch's, with
-    decoupled weight decay. One learning rate is for all parameters; where fastai is given a
+    scales down the contribution of earlier ones. Without momentum this is torch's rule with
+    decoupled weight decay. All parameters have the same learning rate; where fastai gets a
     ``slice``, use ``optax.partition``.
 
     Args:
@@ -266,7 +266,7 @@ def fastai(
       sqr_mom: d, the decay of the average, in [0, 1).
       eps: :math:`\epsilon \ge 0`, in units of ``|g|``.
       wd: :math:`\lambda \ge 0`.
-      decouple_wd: Whether weights decay outside of average and momentum; otherwise
+      decouple_wd: Whether weights decay outside average and momentum; otherwise
         :math:`\lambda w_t` is added to the gradient.
       accumulator_dtype: How averages and momentum are kept, as in `rmsprop_jax.rmsprop`.
 
