@@ -27,6 +27,7 @@ from rmsprop_jax import second_moment
 
 WIDTH = 4096
 DECAYS = training.DECAYS
+ZERO = 0.25  # where the picture's logarithmic axis has zero
 LEGEND = """
 state, moved: bytes per parameter, kept, and read and written by a step compiled for TPU v5e
 v, sqrt(v), decay: bias of v and std of sqrt(v) over float64's, gradients within a factor of 400
@@ -121,23 +122,22 @@ def methods() -> dict[str, Method]:
     return found
 
 
-def gradients(kind: str, decay: float) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients (steps, WIDTH), and their size in each element."""
+def gradients(kind: str, decay: float) -> np.ndarray:
+    """Gradients (steps, WIDTH), of another size in each element."""
     rng = np.random.default_rng(0)
     if kind == "factor of 400":
         size = np.geomspace(1e-3, 0.4, WIDTH)
     else:
         size = 1e-2 * np.exp(2 * rng.standard_normal(WIDTH))
     g = size * rng.standard_normal((round(3 / (1 - decay)), WIDTH))
-    return g.astype(np.float32), size
+    return g.astype(np.float32)
 
 
-def errors(method: Method, kind: str, decay: float) -> tuple[np.ndarray, np.ndarray]:
-    """sqrt(v) over float64's in each element, and the gradients' sizes."""
-    g, size = gradients(kind, decay)
+def errors(method: Method, kind: str, decay: float) -> np.ndarray:
+    """sqrt(v) over float64's in each element."""
+    g = gradients(kind, decay)
     seen = np.asarray(jnp.asarray(g, method.dtype), np.float64)
-    ratio = method.average(g, decay) / reference.mean_square(seen, decay)
-    return np.sqrt(ratio), size
+    return np.sqrt(method.average(g, decay) / reference.mean_square(seen, decay))
 
 
 def bytes_moved(method: Method) -> float | None:
@@ -183,37 +183,66 @@ def final_losses(method: Method, epochs: int, seeds: int, decays: list[float]) -
 
 
 def draw(
-    ratios: dict[str, tuple[np.ndarray, np.ndarray]],
+    ratios: dict[str, np.ndarray],
     losses: dict[str, np.ndarray],
     sizes: dict[str, float],
     decays: list[float],
     path: Path,
 ) -> None:
-    """Above: sqrt(v) of each element over float64's. Below: training losses, and state."""
-    figure = plt.figure(figsize=(16, 7.5), layout="constrained")
-    above, below = np.asarray(figure.subfigures(2, 1))
-    panels = above.subplots(1, len(ratios), sharey=True)
-    for panel, (name, (ratio, size)) in zip(panels, ratios.items(), strict=True):
-        panel.loglog(size, np.maximum(ratio, 1e-2), ".", markersize=1, color="#0072b2")
-        panel.axhline(1, color="black", linewidth=0.5)
-        panel.set(title=name.replace(", ", ",\n"), xlabel="size of gradients", ylim=(8e-3, 1e2))
-    panels[0].set_ylabel("sqrt(v) over float64's\n(zero is drawn at 0.01)")
+    """A row for each method, with its bytes of state: its errors on the left, its losses right."""
+    names = sorted(sizes, key=lambda name: -round(sizes[name]))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9.5, 4.2), sharey=True, layout="constrained"
+    )
+    for y, name in enumerate(names):
+        draw_errors(left, ratios[name], y, color_of(name))
+        end = {"transform": left.get_yaxis_transform(), "ha": "right", "va": "center"}
+        left.text(-0.03, y, f"{sizes[name]:.2f}", color=color_of(name), **end)
+        left.text(-0.16, y, name, color=color_of(name), **end)
+    left.text(-0.03, 1.03, "bytes of state\nper parameter", transform=left.transAxes, ha="right")
+    left.set_title(f"root of v over float64's, decay {max(decays)}", loc="left")
+    left.set(xscale="log", xlim=(ZERO, 40), xlabel="1 is exact")
+    ticks = [0.5, 1, 2, 5, 10, 20]
+    left.set_xticks([ZERO, *ticks], ["0", *map(str, ticks)])
+    left.minorticks_off()
+    left.axvline(1, color="0.5", linewidth=0.8, zorder=0)
+    left.set(yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6))
 
-    left, right = below.subplots(1, 2, width_ratios=(3, 1))
-    colors = ("#0072b2", "#d55e00", "#009e73")
-    for i, (decay, color) in enumerate(zip(decays, colors, strict=False)):
-        for j, ends in enumerate(loss[i] for loss in losses.values()):
-            x = np.full(len(ends), j + 0.2 * (i - 1))
-            label = None if j else f"decay {decay}"
-            left.semilogy(x, ends, "o", color=color, markersize=4, label=label)
-    left.set_xticks(range(len(losses)), [name.replace(", ", ",\n") for name in losses])
-    seeds = next(iter(losses.values())).shape[1]
-    left.set_ylabel(f"training loss of the digits (nats), {seeds} seeds")
-    left.legend(ncols=3, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
-    right.barh(list(sizes)[::-1], list(sizes.values())[::-1], color="0.6")
-    right.set_xlabel("bytes of state per parameter")
-    figure.savefig(path, dpi=110)
+    draw_losses(right, [losses[name] for name in names], decays)
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0, labelleft=False)
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def color_of(name: str) -> str:
+    """Ours in one colour, all others in another."""
+    return "#d55e00" if name.startswith("ours") else "0.25"
+
+
+def draw_errors(axes: Any, ratio: np.ndarray, y: float, color: str) -> None:
+    """Nine in ten elements as a line, half of them as a bar, the median as a dot."""
+    p5, p25, p50, p75, p95 = np.maximum(np.percentile(ratio, [5, 25, 50, 75, 95]), ZERO)
+    axes.plot([p5, p95], [y, y], color=color, linewidth=1.5)
+    axes.plot([p25, p75], [y, y], color=color, linewidth=8, solid_capstyle="butt", alpha=0.5)
+    axes.plot(p50, y, "o", color=color, markersize=6)
+    if zeros := np.mean(ratio == 0):
+        axes.text(ZERO * 1.05, y - 0.15, f"{zeros:.0%} are zero", color=color, fontsize="small")
+
+
+def draw_losses(axes: Any, losses: list[np.ndarray], decays: list[float]) -> None:
+    """A dot for each seed, the decays in colours of their own."""
+    styles = (("#0072b2", "o"), ("#009e73", "^"), ("#a0458a", "s"))
+    for i, (decay, (color, marker)) in enumerate(zip(decays, styles, strict=False)):
+        for y, ends in enumerate(losses):
+            heights = np.full(len(ends[i]), y + 0.22 * (i - 1))
+            label = f"decay {decay}" if y == 0 else None
+            axes.plot(ends[i], heights, marker, color=color, markersize=4, alpha=0.8, label=label)
+    axes.set_title("training loss at the end", loc="left")
+    axes.set(xscale="log", xlabel=f"cross-entropy of a small network, {losses[0].shape[1]} seeds")
+    axes.legend(loc="lower right", framealpha=1, edgecolor="none")
 
 
 def main() -> None:
@@ -234,7 +263,7 @@ def main() -> None:
     found = methods()
     rows, ratios, losses = [], {}, {}
     for name, method in tqdm(found.items(), unit="method"):
-        uniform = [errors(method, "factor of 400", decay)[0] for decay in args.decays]
+        uniform = [errors(method, "factor of 400", decay) for decay in args.decays]
         ratios[name] = errors(method, "log-normal", max(args.decays))
         losses[name] = final_losses(method, args.epochs, args.seeds, args.decays)
         moved = bytes_moved(method)
@@ -247,7 +276,7 @@ def main() -> None:
                     f"{100 * ((ratio**2).mean() - 1):+.1f} %, {ratio.std():.3f}"
                     for ratio in uniform
                 ),
-                "{:.2f}, {:.2f}, {:.2f}".format(*np.percentile(ratios[name][0], [5, 50, 95])),
+                "{:.2f}, {:.2f}, {:.2f}".format(*np.percentile(ratios[name], [5, 50, 95])),
                 *(f"{loss.mean():.4f}" for loss in losses[name]),
             ]
         )
