@@ -69,7 +69,7 @@ def test_pytorch(options, schedule):
     "options",
     every(
         learning_rate=[1e-2],
-        rho=[0.9, 0.99],
+        rho=[0.99],
         momentum=[0.0, 0.9],
         epsilon=[1e-7],
         centered=[False, True],
@@ -86,7 +86,7 @@ def test_keras(options, clip, schedule):
     "options",
     every(
         learning_rate=[1e-2],
-        decay=[0.9, 0.99],
+        decay=[0.99],
         momentum=[0.0, 0.9],
         epsilon=[1e-10, 1e-3, 1.0],
         centered=[False, True],
