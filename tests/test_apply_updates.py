@@ -1,4 +1,4 @@
-"""Updates added to parameters in bfloat16 with stochastic rounding; all else as Optax does."""
+"""`apply_updates`: stochastic rounding for bfloat16 parameters, Optax's numbers for all others."""
 
 import chex
 import jax
@@ -13,12 +13,10 @@ from support.layouts import assert_same_bits
 
 from rmsprop_jax import apply_updates
 
-# apply_updates.
-
 
 @pytest.mark.parametrize("size", [1e-5, 1e-3, 0.1])
 def test_bfloat16_parameters_move_on_average(size):
-    """As far as they should, where rounding to nearest stands still, and no further."""
+    """By the sum of the updates, where rounding to nearest does not move them at all."""
     steps, width = 500, 4000
     params, nearest = (jnp.full(width, 1.0, jnp.bfloat16) for _ in range(2))
     updates = size * np.random.default_rng(0).uniform(0, 2, (steps, width)).astype(np.float32)
@@ -35,7 +33,7 @@ def test_bfloat16_parameters_move_on_average(size):
         assert moved.mean() > 1.004
 
 
-def test_other_parameters_are_optaxs():
+def test_parameters_of_other_dtypes_are_optaxs():
     params = {
         "a": jnp.ones(3),
         "b": jnp.ones(3, jnp.float16),
@@ -94,13 +92,13 @@ def test_derivative_of_apply_updates_is_optaxs():
         (jax.random.key(0), TypeError),
     ],
 )
-def test_bad_step_is_refused(step, error):
+def test_bad_step_is_rejected(step, error):
     params = {"layer": jnp.ones(2, jnp.bfloat16)}
     with pytest.raises(error, match="step"):
         apply_updates(params, params, step)
 
 
-def test_updates_of_other_shapes_are_refused():
+def test_updates_of_other_shapes_are_rejected():
     with pytest.raises(ValueError, match=r"updates\['w'\]"):
         apply_updates({"w": jnp.ones(2)}, {"w": jnp.ones(3)})
 
@@ -116,7 +114,7 @@ def test_steps_beyond_32_bits():
 
 @given(st.floats(width=32), st.integers(0, 2**31 - 1))
 def test_bfloat16_parameters_round_to_a_neighbour(x, step):
-    """Down or up, exactly what is exact, and NaN and infinity to themselves."""
+    """Down or up. Exact values, NaN and infinity stay as they are."""
     (new,) = np.asarray(apply_updates(jnp.zeros(1, jnp.bfloat16), jnp.array([x]), step), float)
     bits = np.array([x], np.float32).view(np.uint32)
     if not np.isfinite(x):

@@ -1,4 +1,4 @@
-"""What XLA makes of a step on CPU: nothing copied, everything in place, no byte more than Optax."""
+"""A step as XLA compiles it for CPU: no copies, all in place, no more bytes than Optax."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ MOMENTA = {
 
 
 def compile_step(optimizer, dtype=jnp.float32):
-    """The whole training step less the gradient, on one leaf, parameters and state donated."""
+    """A training step without the gradient, on one leaf, with parameters and state donated."""
 
     def step(params, state, gradients):
         updates, state = optimizer.update(gradients, state, params)
@@ -64,17 +64,17 @@ def test_step(centered, eps_in_sqrt, bias_correction, momentum):
     ours, optax_s = compile_step(optimizer), compile_step(optax.rmsprop(1e-3, **options))
 
     assert not re.findall(r" copy(?:-start)?\(", ours.as_text())
-    # Every array of parameters and state, and nothing but those, is written in place.
+    # Exactly the arrays of parameters and state are written in place.
     assert ours.memory_analysis().alias_size_in_bytes == state_size(optimizer)
-    # The hyperparameters are one vector of three or four floats, and the corrected variance needs
-    # its step's weight in two places: some bytes of 29 million.
+    # The hyperparameters are one vector of three or four floats, and the corrected variance reads
+    # the weight of the step twice: a few bytes of 29 million.
     assert bytes_accessed(ours) <= bytes_accessed(optax_s) + 64
-    if momentum == "nesterov":  # gradient over root is kept once, not twice
+    if momentum == "nesterov":  # gradient over root is written once, not twice
         assert bytes_accessed(ours) < bytes_accessed(optax_s) - 4 * SIZE + 64
 
 
 def test_the_copies_test_can_fail():
-    """A state that depends on another's old value is copied; the check above would see it."""
+    """An array is copied if another needs its old value; the check above would see it."""
 
     def old_mean(params, state, gradients):
         m, s = state
@@ -83,9 +83,9 @@ def test_the_copies_test_can_fail():
 
     p = jax.ShapeDtypeStruct((SIZE,), jnp.float32)
     compiled = jax.jit(old_mean, donate_argnums=(0, 1)).lower(p, (p, p), p).compile()
-    plain = compile_step(rmsprop_jax.rmsprop(1.0, centered=True))
+    ours = compile_step(rmsprop_jax.rmsprop(1.0, centered=True))
     assert re.findall(r" copy(?:-start)?\(", compiled.as_text())
-    assert bytes_accessed(compiled) > bytes_accessed(plain)
+    assert bytes_accessed(compiled) > bytes_accessed(ours)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=str)
@@ -108,7 +108,7 @@ def test_half_precision_is_in_place_too(dtype):
     ],
 )
 def test_state_size(options, words):
-    """One float32 a parameter for each average, and at most one counter."""
+    """One float32 per parameter and average, and at most one counter."""
     params = {"w": jax.ShapeDtypeStruct((1000,), jnp.float32)}
     state = jax.eval_shape(rmsprop_jax.rmsprop(1e-3, **options).init, params)
     assert bytes_of(state) == 4 * (1000 * words + options.get("bias_correction", False))
@@ -116,7 +116,7 @@ def test_state_size(options, words):
 
 @pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 110), ("float8_e5m2", 245)])
 def test_low_precision_is_a_short_program(dtype, most):
-    """Instructions a leaf, and two thirds more for momentum or the mean."""
+    """``most`` instructions per leaf, and 70 % more with momentum or the mean."""
     shapes = [(64, 64)] * 4 + [(64,)] * 4 + [(256, 64)] * 4
     for options, factor in (({}, 1), ({"momentum": 0.9}, 1.7), ({"centered": True}, 1.7)):
         optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype, **options)
@@ -133,13 +133,13 @@ def test_low_precision_is_a_short_program(dtype, most):
 
 
 def test_checks_leave_nothing_in_the_program():
-    """The compiled program is arithmetic: no callback, no branch, no loop, no assertion."""
+    """The compiled program is only arithmetic: no callback, branch, loop or assertion."""
     text = compile_step(rmsprop_jax.rmsprop(1e-3, centered=True, momentum=0.9)).as_text()
     operations = set(re.findall(r" ([a-z-]+)\(", text[text.index("ENTRY") :]))
     assert operations <= {"parameter", "constant", "fusion", "add", "tuple"}
 
 
-PLAIN = """
+PRINT_PROGRAM = """
 import sys
 sys.path[:0] = sys.argv[1:]
 from test_compiled import described
@@ -148,18 +148,18 @@ print(described())
 
 
 def described():
-    """The program of a centred step in which the flags of the tests would change the fusions."""
+    """The program of a centred step, whose fusions depend on the flags of the tests."""
     compiled = compile_step(rmsprop_jax.rmsprop(1e-3, centered=True, momentum=0.9))
-    # Instructions are indented; what else there is names files and lines.
+    # Only the instructions, which are indented: the other lines name files and lines.
     text = "".join(re.findall(r"^  .*\n", compiled.as_text(), re.MULTILINE))
     text = re.sub(r", metadata=\{[^}]*\}", "", text)
     return hashlib.sha256(text.encode()).hexdigest(), bytes_accessed(compiled)
 
 
 def test_the_marker_gives_the_program_that_users_have():
-    """That of a process without the flags of `support.environment`."""
+    """The same as in a process without the flags of `support.environment`."""
     folder = Path(__file__).parent
-    program = [sys.executable, "-c", PLAIN, folder, folder.parent]
+    program = [sys.executable, "-c", PRINT_PROGRAM, folder, folder.parent]
     environment = for_program(optimized=True)
     users = subprocess.run(program, env=environment, check=True, capture_output=True, text=True)
     assert users.stdout.strip() == str(described())
@@ -167,8 +167,8 @@ def test_the_marker_gives_the_program_that_users_have():
 
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_uncompiled_steps_compile_nothing_anew(wrapped, dtype, caplog):
-    """Also where optax.inject_hyperparams makes the optimizer again at each of them."""
+def test_uncompiled_steps_do_not_recompile(wrapped, dtype, caplog):
+    """Also with optax.inject_hyperparams, which makes a new optimizer at each step."""
     make = rmsprop_jax.rmsprop
     if wrapped:
         make = optax.inject_hyperparams(make, static_args="accumulator_dtype")

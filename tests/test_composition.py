@@ -1,4 +1,4 @@
-"""In chains with Optax's other transformations, under JAX's, and as each library's optimizer."""
+"""With Optax's other transformations, under JAX's, and as the optimizer of Flax and Equinox."""
 
 import dataclasses
 from functools import partial
@@ -58,7 +58,7 @@ def assert_close(a, b, rtol=1e-5):
 
 @all_options
 def test_chain(options):
-    """A clipped gradient gives the update of the clipped gradient."""
+    """The update is that of the clipped gradient."""
     clip = optax.clip_by_global_norm(0.1)
     chained = optax.chain(clip, rmsprop(0.1, **options))
     updates, _ = chained.update(tree(), chained.init(tree()), tree())
@@ -102,7 +102,7 @@ def test_partition(options):
 
 @all_options
 def test_multi_steps(options):
-    """Two half gradients make one step with their mean."""
+    """Two gradients make one step with their mean."""
     optimizer = optax.MultiSteps(rmsprop(0.1, **options), every_k_schedule=2)
     params, state = tree(), optimizer.init(tree())
     for factor in (0.5, 1.5, 0.0, 2.0):
@@ -126,7 +126,7 @@ def test_apply_if_finite(options):
 @all_options
 @pytest.mark.parametrize("jit", [False, True])
 def test_inject_hyperparams(options, jit):
-    """Numbers and schedules in the state; to change one there changes the next step."""
+    """Numbers and schedules are in the state; changing one there changes the next step."""
     schedule = optax.linear_schedule(0.1, 0.02, 4)
     optimizer = optax.inject_hyperparams(rmsprop)(learning_rate=schedule, **options)
     update = jax.jit(optimizer.update) if jit else optimizer.update
@@ -150,7 +150,7 @@ def test_flatten(options):
 
 @all_options
 def test_lookahead(options):
-    """Slow parameters, after one period, are half way to where the fast ones got."""
+    """After one period, the slow parameters are halfway to the fast ones."""
     optimizer = optax.lookahead(rmsprop(0.1, **options), sync_period=3, slow_step_size=0.5)
     params = optax.LookaheadParams.init_synced(tree())
     state = optimizer.init(params)
@@ -163,16 +163,16 @@ def test_lookahead(options):
 
 @all_options
 def test_schedule_free(options):
-    """As with Optax's own parts inside."""
+    """Gives the same as with Optax's own transformations inside."""
 
     def final(base):
         optimizer = contrib.schedule_free(base, learning_rate=0.05, b1=0.9)
         params, state = train(optimizer, steps=20, update=jax.jit(optimizer.update))
         return contrib.schedule_free_eval_params(state, params)
 
-    of_optax = {k: v for k, v in options.items() if k != "weight_decay"}
+    optax_options = {k: v for k, v in options.items() if k != "weight_decay"}
     decay = optax.add_decayed_weights(-0.05 * options.get("weight_decay", 0.0))
-    expected = final(optax.chain(optax.rmsprop(0.05, **of_optax), decay))
+    expected = final(optax.chain(optax.rmsprop(0.05, **optax_options), decay))
     assert_close(final(rmsprop(0.05, **options)), expected, rtol=1e-4)
 
 
@@ -188,8 +188,8 @@ def test_tree_utils():
     assert tree_utils.tree_get(doubled, "count") == 0
 
 
-def test_mask_of_weight_decay_is_optaxs_business():
-    """Decay by a chain, with a mask, is the option on the leaves that the mask keeps."""
+def test_masked_weight_decay_of_optax():
+    """Masked decay in a chain equals the option on the leaves that the mask selects."""
     rate = 0.1
     masked = optax.chain(
         rmsprop(rate), optax.add_decayed_weights(-rate * 0.01, mask={"w": True, "b": False})
@@ -211,7 +211,7 @@ def test_jit_and_eager_agree(options):
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("bias_correction", [False, True])
 def test_vmap_over_hyperparameters(centered, bias_correction):
-    """A whole sweep in one call is the loop over it."""
+    """A sweep in one call equals a loop over its points."""
     rng = np.random.default_rng(0)
     sweep = rng.uniform([1e-3, 0.5, 1e-8, 0.0, 0.0], [1e-1, 0.99, 1e-2, 0.95, 0.1], (6, 5))
 
@@ -278,7 +278,7 @@ def test_shard_map(options):
 def test_meta_gradients_are_finite_where_a_gradient_is_zero(
     scan, eps_in_sqrt, centered, bias_correction, eps
 ):
-    """Through three steps, by learning rate, decay and the parameters themselves."""
+    """Through three steps, with respect to learning rate, decay and parameters."""
     if centered and bias_correction:
         eps += 0.1  # the first step is g / sqrt(eps)
     target = jnp.array([1.0, 0.0, -2.0])
@@ -320,7 +320,7 @@ def test_meta_gradients_are_finite_where_a_gradient_is_zero(
 
 @all_options
 def test_eval_shape(options):
-    """The state's shapes come out of parameters that exist only as shapes."""
+    """Parameters that exist only as shapes give the shapes of the state."""
     optimizer = rmsprop(0.1, **options)
     abstract = jax.eval_shape(tree)
     state = jax.eval_shape(optimizer.init, abstract)
@@ -328,7 +328,7 @@ def test_eval_shape(options):
     updates, after = jax.eval_shape(optimizer.update, abstract, state, abstract)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, tree())
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
-    # Without eval_shape too: abstract leaves go in, a real state comes out.
+    # Without eval_shape, abstract parameters give a real state.
     chex.assert_trees_all_equal(optimizer.init(abstract), optimizer.init(tree()))
 
 
@@ -399,7 +399,7 @@ PYTREES = {
 @pytest.mark.parametrize("name", PYTREES)
 @all_options
 def test_pytrees(options, name):
-    """Structure, shapes and dtypes come back; each leaf is treated as if it were alone."""
+    """Structure, shapes and dtypes are kept; each leaf is updated as if it were alone."""
     params = PYTREES[name]
     optimizer = rmsprop(0.1, **options)
     state = optimizer.init(params)
@@ -418,7 +418,7 @@ def test_pytrees(options, name):
 
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_flax_nnx(dtype):
-    """nnx.Optimizer ends where the same steps by hand end."""
+    """nnx.Optimizer gives the same result as the same steps by hand."""
     x = jnp.linspace(-1, 1, 12).reshape(4, 3)
     transformation = rmsprop(0.05, momentum=0.9, weight_decay=1e-3, accumulator_dtype=dtype)
 
@@ -442,14 +442,14 @@ def test_flax_nnx(dtype):
         params = optax.apply_updates(params, updates)
     if dtype is None:
         assert_close(nnx.state(model, nnx.Param), params)
-    # NNX has other names for the leaves, which are then rounded otherwise.
+    # The leaves have other paths in NNX, so they are rounded with other random bits.
     by_hand = loss_of(nnx.merge(graph, params))
     assert loss_of(model) < 0.5 * before
     assert abs(loss_of(model) - by_hand) < 0.1 * before
 
 
 def test_equinox():
-    """eqx.apply_updates on a filtered model ends where the same steps on its arrays end."""
+    """eqx.apply_updates on a filtered model gives the same result as steps on its arrays."""
     x = jnp.linspace(-1, 1, 12).reshape(4, 3)
     optimizer = rmsprop(0.01, momentum=0.9, weight_decay=1e-3)
 

@@ -1,4 +1,4 @@
-"""A look inside states: v in any storage and wrapper, and what it says of training."""
+"""`second_moment` finds v in any format and wrapper; `diagnose` says what it means."""
 
 from functools import partial
 
@@ -36,12 +36,12 @@ WRAPPERS = {
     "partitioned": lambda tx: optax.partition({"all": tx}, "all"),
     "both": lambda tx: optax.chain(optax.apply_if_finite(optax.MultiSteps(tx, 1), 3)),
 }
-# The root of what is kept in so many bits deviates by so much.
+# How far sqrt(v) may deviate in each dtype.
 CLOSE = {None: 1e-6, "bfloat16": 0.02, "float8_e5m2": 0.25}
 
 
 def after(optimizer, steps=5, gradients=GRADIENTS, params=PARAMS):
-    """The last updates and state."""
+    """The updates and the state after some steps."""
     update, state, updates = jax.jit(optimizer.update), optimizer.init(params), None
     for _ in range(steps):
         updates, state = update(gradients, state, params)
@@ -78,7 +78,7 @@ def test_v_under_injected_hyperparameters(dtype):
 
 
 @pytest.mark.parametrize("dtype", STORAGES)
-def test_variance_of_a_centred_one(dtype):
+def test_variance_of_a_centred_optimizer(dtype):
     rng = np.random.default_rng(0)
     g = rng.standard_normal((300, 50)).astype(np.float32)
     tx = scale_by_stddev(DECAY, accumulator_dtype=dtype)
@@ -92,15 +92,15 @@ def test_variance_of_a_centred_one(dtype):
 
 @pytest.mark.parametrize("name", dialects.DIALECTS)
 @pytest.mark.parametrize("dtype", STORAGES)
-def test_each_dialect_has_one(name, dtype):
-    """In few bits it is that of float32."""
-    few, full = (
+def test_second_moment_of_each_dialect(name, dtype):
+    """In low precision it is that of float32, within rounding."""
+    low_precision, float32 = (
         second_moment(after(dialects.DIALECTS[name](0.1, accumulator_dtype=x))[1])
         for x in (dtype, None)
     )
-    # Of constant gradients the variance is small beside the rounding of their mean.
+    # With constant gradients the variance is small compared to the rounding of their mean.
     tolerance = 0 if name not in ("graves", "dqn") else 0.05
-    for a, b in zip(jax.tree.leaves(few), jax.tree.leaves(full), strict=True):
+    for a, b in zip(jax.tree.leaves(low_precision), jax.tree.leaves(float32), strict=True):
         np.testing.assert_allclose(a, b, rtol=2 * CLOSE[dtype], atol=tolerance)
 
 
@@ -142,11 +142,11 @@ def test_sharded(dtype):
     assert found.as_scalars() == pytest.approx(expected.as_scalars())
 
 
-def test_parts_of_one_model():
-    """Two optimizers of ours, and one of another kind, whose parameters have None."""
-    labels = {"a": "plain", "b": "centred", "c": "other", "d": {"e": "plain", "f": "other"}}
+def test_several_optimizers_in_one_model():
+    """Two of ours, and another one, whose parameters have None."""
+    labels = {"a": "uncentred", "b": "centred", "c": "other", "d": {"e": "uncentred", "f": "other"}}
     optimizer = optax.partition(
-        {"plain": ours(), "centred": ours(centered=True), "other": optax.sgd(0.1)}, labels
+        {"uncentred": ours(), "centred": ours(centered=True), "other": optax.sgd(0.1)}, labels
     )
     params = {"a": jnp.ones(2), "b": jnp.ones(3), "c": jnp.ones(4), "d": {"e": 1.0, "f": 2.0}}
     _, state = after(optimizer, gradients=params, params=params)
@@ -158,8 +158,8 @@ def test_parts_of_one_model():
     assert set(diagnose(state, params)) == {"a", "b", "d/e"}
 
 
-def test_models_that_were_stacked():
-    """By vmap, or one copy for each device: each has its own scale."""
+def test_stacked_models():
+    """Made by vmap, or one copy per device: each has its own scale."""
     tx = scale_by_rms(DECAY, accumulator_dtype="float8_e5m2")
     g = jnp.array([[1e-6] * 50, [1e3] * 50])
     state = jax.vmap(tx.init)(g)
@@ -176,7 +176,7 @@ def test_models_that_were_stacked():
         (optax.rmsprop(0.1, centered=True), "ScaleByRStdDevState"),
     ],
 )
-def test_a_state_of_another_optimizer_is_rejected(optimizer, found):
+def test_state_of_another_optimizer_is_rejected(optimizer, found):
     with pytest.raises(ValueError, match=f"an RMSprop of this package.*; found.*{found}"):
         second_moment(optimizer.init(PARAMS))
     with pytest.raises(ValueError, match="; found dict"):
@@ -192,28 +192,32 @@ def test_two_averages_of_one_parameter_are_rejected():
 
 
 @pytest.mark.parametrize("eps_in_sqrt", [True, False])
-def test_the_numbers(eps_in_sqrt):
+def test_numbers(eps_in_sqrt):
     updates, state = after(ours())
     v = {name: expected_v(g) for name, g in GRADIENTS["dense"].items()}
     eps = 0.1
     found = jax.jit(partial(diagnose, eps=eps, eps_in_sqrt=eps_in_sqrt))(state, PARAMS, updates)
     assert list(found) == ["dense/bias", "dense/kernel"]
     for name in ("kernel", "bias"):
-        seen, root, u = found[f"dense/{name}"], np.sqrt(v[name]), updates["dense"][name]
+        diagnosis, root, u = found[f"dense/{name}"], np.sqrt(v[name]), updates["dense"][name]
         of_param = np.sqrt(np.mean(np.square(PARAMS["dense"][name])))
-        assert seen.gradient_rms == pytest.approx(np.sqrt(v[name].mean()))
-        percentiles = (seen.root_v_5, seen.root_v_50, seen.root_v_95)
+        assert diagnosis.gradient_rms == pytest.approx(np.sqrt(v[name].mean()))
+        percentiles = (diagnosis.root_v_5, diagnosis.root_v_50, diagnosis.root_v_95)
         np.testing.assert_allclose(percentiles, np.quantile(root, [0.05, 0.5, 0.95]), rtol=1e-5)
         larger = eps > (v[name] if eps_in_sqrt else root)
-        assert seen.eps_share == pytest.approx(larger.mean())
-        assert seen.update_rms == pytest.approx(np.sqrt(np.mean(np.square(u))))
-        assert seen.update_over_param == pytest.approx(float(seen.update_rms) / of_param)
-        assert (seen.lost_share, seen.zero_share, seen.top_share) == (None, None, None)
-        assert seen.nonfinite == 0
+        assert diagnosis.eps_share == pytest.approx(larger.mean())
+        assert diagnosis.update_rms == pytest.approx(np.sqrt(np.mean(np.square(u))))
+        assert diagnosis.update_over_param == pytest.approx(float(diagnosis.update_rms) / of_param)
+        assert (diagnosis.lost_share, diagnosis.zero_share, diagnosis.top_share) == (
+            None,
+            None,
+            None,
+        )
+        assert diagnosis.nonfinite == 0
 
 
 def test_percentiles_of_a_large_leaf():
-    """Of a sample, which is not of one column."""
+    """Computed from a sample that is not from one column."""
     v = np.geomspace(1e-6, 1, 1024, dtype=np.float32)[None, :] * np.ones((512, 1), np.float32)
     seen = diagnose(optax.ScaleByRmsState(jnp.asarray(v)), jnp.asarray(v))[""]
     percentiles = np.log([seen.root_v_5, seen.root_v_50, seen.root_v_95])
@@ -232,7 +236,7 @@ def test_codes_at_zero_and_at_the_top():
     assert (float(seen.zero_share), float(seen.top_share)) == (3 / 8, 5 / 8)
 
 
-def test_what_has_no_average_is_left_out():
+def test_leaves_without_an_average_are_left_out():
     params = {"w": jnp.ones(3), "n": 3, "frozen": None, "empty": jnp.ones((0, 2)), "one": 2.0}
     gradients = {"w": jnp.ones(3), "n": None, "frozen": None, "empty": jnp.ones((0, 2)), "one": 1.0}
     updates, state = after(ours(), gradients=gradients, params=params)
@@ -256,7 +260,7 @@ def test_scalars_for_a_logger():
     assert "dense/bias/lost_share" not in scalars
 
 
-def test_printed_it_is_a_table():
+def test_prints_as_a_table():
     updates, state = after(ours())
     head, *rows = str(diagnose(state, PARAMS, updates)).splitlines()
     assert [row.split()[0] for row in rows] == ["dense/bias", "dense/kernel"]
@@ -283,11 +287,11 @@ def test_bad_arguments_are_rejected(argument, value):
         diagnose(ours().init(PARAMS), PARAMS, **{argument: value})
 
 
-# "When it does not train" in README: each cause, and where the table shows it.
+# Causes of bad training, and where the table shows each.
 
 
 def trained(optimizer, gradient, steps, params, apply=optax.apply_updates):
-    """The diagnosis after so many steps of gradients {step: gradient}."""
+    """The diagnosis after ``steps`` steps with the gradients ``gradient(step)``."""
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for step in range(steps):
@@ -296,8 +300,8 @@ def trained(optimizer, gradient, steps, params, apply=optax.apply_updates):
     return diagnose(state, params, updates)[""]
 
 
-def test_the_first_steps_are_long():
-    """At decay 0.999 the first is 32 learning rates long; bias correction makes it one."""
+def test_first_steps_are_long():
+    """At decay 0.999 the first is 32 learning rates long, with bias correction it is one."""
     params = jnp.ones(100)
     first, corrected = (
         trained(rmsprop(0.01, 0.999, bias_correction=correction), lambda _: params, 1, params)
@@ -308,7 +312,7 @@ def test_the_first_steps_are_long():
 
 
 def test_centred_with_constant_gradients():
-    """The variance goes to zero and the update to the gradient over eps."""
+    """The variance falls to zero, and the update grows until only eps limits it."""
     seen = trained(rmsprop(0.01, centered=True), lambda _: jnp.ones(10), 300, jnp.ones(10))
     assert float(seen.root_v_50) < 1e-5
     assert float(seen.eps_share) == 1
@@ -317,7 +321,7 @@ def test_centred_with_constant_gradients():
 
 @pytest.mark.parametrize(("eps_in_sqrt", "size", "share"), [(True, 1e-5, 1), (False, 1e-5, 0)])
 def test_eps_above_the_gradients(eps_in_sqrt, size, share):
-    """1e-8 inside the root acts as 1e-4 outside."""
+    """1e-8 inside the root acts like 1e-4 outside."""
     optimizer = rmsprop(0.01, eps_in_sqrt=eps_in_sqrt)
     updates, state = after(optimizer, 50, jnp.full(10, size), jnp.ones(10))
     seen = diagnose(state, jnp.ones(10), updates, eps_in_sqrt=eps_in_sqrt)[""]
@@ -325,8 +329,8 @@ def test_eps_above_the_gradients(eps_in_sqrt, size, share):
     assert (float(seen.update_rms) < 0.002) == bool(share)
 
 
-def test_bfloat16_parameters_stand_still():
-    """And do not where `apply_updates` adds the updates."""
+def test_bfloat16_parameters_do_not_move():
+    """Unless `apply_updates` adds the updates."""
     params = jnp.ones(1000, jnp.bfloat16)
     seen = trained(rmsprop(1e-4), lambda _: params, 3, params)
     assert float(seen.lost_share) == 1
@@ -334,8 +338,8 @@ def test_bfloat16_parameters_stand_still():
     assert 0 < float((moved != 1).mean()) < 0.2
 
 
-def test_a_nan_stays():
-    """Unless `apply_if_finite` leaves the step out."""
+def test_nan_stays():
+    """Unless `apply_if_finite` skips the step."""
 
     def gradient(step):
         return jnp.ones(10).at[3].set(jnp.nan if step == 2 else 1.0)
@@ -346,7 +350,7 @@ def test_a_nan_stays():
     assert int(trained(guarded, gradient, 10, jnp.ones(10)).nonfinite) == 0
 
 
-def test_a_decay_that_is_rounded_to_one_is_rejected():
+def test_decay_that_rounds_to_one_is_rejected():
     inject = optax.inject_hyperparams(rmsprop)(0.01, decay=0.999)
     params = jnp.ones(3, jnp.bfloat16)
     with pytest.raises(ValueError, match=r"in bfloat16, 0\.999 is 1.*hyperparam_dtype"):

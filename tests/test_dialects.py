@@ -1,6 +1,6 @@
-"""The dialects: their names, their formulas in float64, and numbers that others have printed.
+"""The dialects, against their formulas in float64, printed numbers and recorded trajectories.
 
-Here against paths that the frameworks took once; live: tests/frameworks/test_parity.py.
+Against the frameworks themselves: tests/frameworks/test_parity.py.
 """
 
 import inspect
@@ -26,14 +26,14 @@ from support.trajectories import assert_same_path, path, problem, scheduled, tra
 import rmsprop_jax
 from rmsprop_jax import dialects
 
-# The arguments of each dialect's source, with their defaults: after gradients and parameters, those
-# of its reference.
+# The arguments of each dialect's source, with their defaults: those of its reference after
+# gradients and parameters.
 SIGNATURES = {
     name: {k: p.default for k, p in list(inspect.signature(function).parameters.items())[2:]}
     for name, function in reference.DIALECTS.items()
 }
 WITH_MOMENTUM = [name for name, options in SIGNATURES.items() if "momentum" in options]
-# What may also be given to the dialect, by name.
+# Further arguments of the dialect, by name only.
 BY_NAME = {"tf_keras": {"decay": 0.0}, "timm": {"mask": None}}
 FLAGS = ("centered", "maximize", "decoupled_decay", "lr_in_momentum", "decouple_wd")
 FRACTIONS = [
@@ -41,10 +41,10 @@ FRACTIONS = [
     for name, options in SIGNATURES.items()
     for k in options
     if k in ("alpha", "rho", "decay", "momentum", "mom", "sqr_mom")
-    and (name, k) != ("tf_keras", "decay")  # of its learning rate
+    and (name, k) != ("tf_keras", "decay")  # the decay of its learning rate
 ]
 NUMBERS = [(name, k) for name, options in SIGNATURES.items() for k in options if k not in FLAGS]
-# Two values of every argument, wherever it stands.
+# Two values for every argument.
 VALUES = {
     "lr": [1e-3, 1e-2],
     "learning_rate": [1e-3, 1e-2],
@@ -67,12 +67,12 @@ VALUES = {
     "wd": [1e-3, 0.0],
     "decouple_wd": [True, False],
 }
-# With weight decay inside it: see tests/frameworks/test_parity.py.
+# Dialects with an L2 penalty: see tests/frameworks/test_parity.py.
 PENALIZED = ["pytorch", "timm", "stable_baselines3", "fastai"]
 
 
 def rate_of(name):
-    """The name of its learning rate, which is always the first argument."""
+    """The name of the learning rate, which is always the first argument."""
     return next(iter(SIGNATURES[name]))
 
 
@@ -103,13 +103,13 @@ def test_signature(name):
 
 
 def changed(name):
-    """Each argument but the rate, at a value that is not its default."""
+    """Each argument except the learning rate, with a value that is not its default."""
     _, *others = SIGNATURES[name].items()
     return {k: next(v for v in VALUES[k] if v != default) for k, default in others}
 
 
 def cases_of(name):
-    """Defaults, each argument by itself, and all together, of limits to gradients the first."""
+    """Defaults, each argument alone, and all together, with only the first clipping limit."""
     each = changed(name)
     limits = [k for k in each if "clip" in k]
     together = {k: v for k, v in each.items() if k not in limits[1:]}
@@ -164,7 +164,7 @@ def test_derivative_of_a_clipped_step_is_finite_at_zero(limit):
 @pytest.mark.parametrize("limit", ["clipnorm", "global_clipnorm"])
 @pytest.mark.parametrize("size", [1e-18, 1e18, 1e25, 1e38])
 def test_clipped_norm_is_never_above_its_limit(limit, size):
-    """Also where squares are infinite in float32; there, as in Keras, nothing is left."""
+    """Also where squares overflow in float32; there, as in Keras, the result is zero."""
     optimizer = dialects.keras(**{limit: 5.0})
     [(_, state)] = taken_steps(optimizer, jnp.ones(3), [jnp.array([size, -size, 0.0])])
     expected = 0.1 * min(size, 5 / np.sqrt(2)) ** 2 * np.array([1, 1, 0])
@@ -191,8 +191,8 @@ def test_tf_keras_clips_values_before_norms():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("epsilon", [0.0, 1e-2])
-def test_tf_keras_follows_a_traced_momentum_and_epsilon(epsilon, momentum):
-    """As its numbers are at that step: `optax.inject_hyperparams` makes arrays of all."""
+def test_tf_keras_with_traced_momentum_and_epsilon(epsilon, momentum):
+    """`optax.inject_hyperparams` turns all numbers into arrays."""
     gradients, params = problem(seed=0, steps=20)
     options = {"momentum": momentum, "epsilon": epsilon, "centered": True}
     injected = optax.inject_hyperparams(dialects.tf_keras)(**options)
@@ -212,17 +212,17 @@ def test_mask_of_timm(mask, decoupled_decay):
 
 
 @pytest.mark.parametrize("mask", [3, {"w": "no"}])
-def test_mask_of_something_else_is_refused(mask):
+def test_mask_that_is_not_of_booleans_is_rejected(mask):
     with pytest.raises(TypeError, match="mask must be True or False"):
         dialects.timm(mask=mask)
 
 
-def test_corrected_weight_decay_of_timm_is_a_link_behind():
-    """By its rule: decoupled, and scaled by the learning rate over the largest."""
+def test_corrected_weight_decay_of_timm():
+    """Appended to the chain: decoupled, and scaled by the learning rate over its maximum."""
     schedule = optax.cosine_decay_schedule(0.1, 20)
     gradients, params = problem_of("timm", steps=20)
-    link = optax.add_decayed_weights(lambda step: -0.3 * schedule(step) ** 2 / 0.1)
-    ours = path(optax.chain(dialects.timm(schedule), link), gradients, params)
+    decay = optax.add_decayed_weights(lambda step: -0.3 * schedule(step) ** 2 / 0.1)
+    ours = path(optax.chain(dialects.timm(schedule), decay), gradients, params)
     updates = reference.timm(gradients, params, lambda t: float(schedule(t)))
     for leaf, w in params.items():
         w = w.astype(np.float64)
@@ -232,8 +232,8 @@ def test_corrected_weight_decay_of_timm_is_a_link_behind():
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.99])
-def test_l2_in_front_goes_through_the_averages(decay):
-    """Paddle, MindSpore, MXNet and SINGA: TensorFlow's rule, and the weights in the gradient."""
+def test_l2_penalty_goes_through_the_averages(decay):
+    """Paddle, MindSpore, MXNet and SINGA: TensorFlow's rule with an L2 penalty."""
     gradients, params = problem(seed=0, smallest=1e-3)
     optimizer = optax.chain(
         optax.add_decayed_weights(1e-2), rmsprop_jax.rmsprop(1e-2, decay, 1e-6, momentum=0.9)
@@ -267,7 +267,7 @@ def test_average_that_starts_with_the_first_square():
             np.testing.assert_allclose(u, -1e-2 * x[-1] / (np.sqrt(v) + 1e-6), rtol=1e-5)
 
 
-def test_hinton_stays_where_gradients_are_zero():
+def test_hinton_does_not_move_where_gradients_are_zero():
     gradients, params = problem(seed=0, steps=20)
     gradients["w"][:] = 0
     taken = path(dialects.hinton(1e-2), gradients, params)
@@ -282,13 +282,13 @@ def updates_of(optimizer, gradients, params):
     return jax.lax.scan(step, optimizer.init(params), gradients)[1]
 
 
-def test_learning_rate_stands_outside_torchs_buffer_and_inside_the_others():
-    """After a change from rate to new, Keras still works off what it gathered at the old one."""
+def test_learning_rate_is_outside_torchs_buffer_and_inside_the_others():
+    """After a change from rate to new, Keras's buffer still holds steps at the old one."""
     steps, change, mu, rate, new = 80, 40, 0.9, 1e-2, 2e-3
     gradients, params = problem_of("pytorch", steps=steps)
 
-    def schedule(count):
-        return jnp.where(count < change, rate, new)
+    def schedule(step):
+        return jnp.where(step < change, rate, new)
 
     torch = dialects.pytorch(schedule, alpha=0.9, eps=0.0, momentum=mu)
     torch = updates_of(torch, gradients, params)
@@ -301,8 +301,8 @@ def test_learning_rate_stands_outside_torchs_buffer_and_inside_the_others():
         for leaf, outside in torch.items():
             difference = inside[leaf] - outside
             np.testing.assert_allclose(difference[:change], 0, atol=1e-5 * rate)
-            gathered = outside[change - 1] / rate
-            expected = (rate - new) * mu**after * gathered
+            buffer = outside[change - 1] / rate
+            expected = (rate - new) * mu**after * buffer
             np.testing.assert_allclose(difference[change:], expected, atol=1e-5 * rate)
 
 
@@ -311,7 +311,7 @@ def test_learning_rate_stands_outside_torchs_buffer_and_inside_the_others():
     [{}, {"centered": True}, {"weight_decay": 1e-3, "momentum": 0.9, "maximize": True}],
     ids=str,
 )
-def test_pytorch_takes_a_complex_parameter_as_two_real_ones(options):
+def test_pytorch_treats_a_complex_parameter_as_two_real_ones(options):
     (real, real_start), (imag, imag_start) = (problem_of("pytorch", seed) for seed in (0, 1))
     optimizer = dialects.pytorch(**options)
     taken = path(
@@ -319,8 +319,8 @@ def test_pytorch_takes_a_complex_parameter_as_two_real_ones(options):
         {k: jax.lax.complex(real[k], imag[k]) for k in real},
         {k: jax.lax.complex(real_start[k], imag_start[k]) for k in real},
     )
-    for part, gradients, start in ((np.real, real, real_start), (np.imag, imag, imag_start)):
-        ours = {k: part(v) for k, v in taken.items()}
+    for half, gradients, start in ((np.real, real, real_start), (np.imag, imag, imag_start)):
+        ours = {k: half(v) for k, v in taken.items()}
         assert_same_path(ours, path(optimizer, gradients, start), start, rtol=1e-6)
 
 
@@ -425,7 +425,7 @@ def test_printed_by_keras_centered():
 
 @pytest.mark.parametrize(("limit", "square"), [("clipnorm", 0.5), ("clipvalue", 1.0)])
 def test_printed_by_keras_clipping(limit, square):
-    """A gradient of [100, 100], at a limit of 1; the average shows what was left of it."""
+    """A gradient of [100, 100] with a limit of 1; the average shows the clipped gradient."""
     optimizer = dialects.keras(**{limit: 1})
     [(_, state)] = taken_steps(optimizer, jnp.ones(2), [jnp.full(2, 100.0)])
     np.testing.assert_allclose(tree_get(state, "nu"), [0.1 * square] * 2, rtol=1e-6)
@@ -466,7 +466,7 @@ def test_printed_by_tensorflow_with_momentum():
 
 
 def test_printed_by_dive_into_deep_learning():
-    # d2l.ai, section 12.8.3: f = 0.1 x1^2 + 2 x2^2; it prints six decimals.
+    # d2l.ai, section 12.8.3: f = 0.1 x1^2 + 2 x2^2, printed with six decimals.
     optimizer = rmsprop_jax.rmsprop(learning_rate=0.4, decay=0.9, eps=1e-6)
     x = jnp.array([-5.0, -2.0])
     state = optimizer.init(x)
@@ -476,8 +476,8 @@ def test_printed_by_dive_into_deep_learning():
     np.testing.assert_allclose(x, [-0.010599, 0.0], atol=6e-7)
 
 
-# The dialect, the argument, what is wrong with it, and what the message must say is allowed.
-REFUSED = [
+# The dialect, the argument, a bad value, the error, and what its message must say is allowed.
+BAD_ARGUMENTS = [
     case
     for name, k in NUMBERS
     for case in [
@@ -492,17 +492,17 @@ REFUSED = [
         ),
     ]
 ]
-REFUSED += [
+BAD_ARGUMENTS += [
     (name, k, None, TypeError, "finite number")
     for name, k in NUMBERS
     if SIGNATURES[name][k] is not None
 ]
-REFUSED += [
+BAD_ARGUMENTS += [
     (name, k, optax.constant_schedule(0.9), TypeError, "inject_hyperparams")
     for name, k in NUMBERS
     if k != rate_of(name)
 ]
-REFUSED += [
+BAD_ARGUMENTS += [
     (name, k, bad, TypeError, "True or False")
     for name, options in SIGNATURES.items()
     for k in options
@@ -511,18 +511,20 @@ REFUSED += [
 ]
 
 
-@pytest.mark.parametrize(("name", "argument", "bad", "error", "allowed"), REFUSED, ids=name_of)
-def test_refused(name, argument, bad, error, allowed):
-    with pytest.raises(error) as refused:
+@pytest.mark.parametrize(
+    ("name", "argument", "bad", "error", "allowed"), BAD_ARGUMENTS, ids=name_of
+)
+def test_bad_arguments_are_rejected(name, argument, bad, error, allowed):
+    with pytest.raises(error) as raised:
         build(name, **{argument: bad})
-    message = str(refused.value)
+    message = str(raised.value)
     assert message.startswith(f"{argument} ")
     assert allowed in message
     assert str(np.shape(bad)) in message or repr(bad) in message
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_schedule_that_returns_an_array_is_refused(name):
+def test_schedule_that_returns_an_array_is_rejected(name):
     rate = rate_of(name)
     optimizer = build(name, **{rate: lambda _: jnp.ones(3)})
     with pytest.raises(ValueError, match=rf"^{rate}\(.*one number.*\(3,\)"):
@@ -539,13 +541,13 @@ def test_schedule_that_returns_an_array_is_refused(name):
     ],
     ids=str,
 )
-def test_two_limits_are_refused(limits):
-    with pytest.raises(ValueError, match="clipnorm, clipvalue, global_clipnorm") as refused:
+def test_two_limits_are_rejected(limits):
+    with pytest.raises(ValueError, match="clipnorm, clipvalue, global_clipnorm") as raised:
         dialects.keras(**limits)
-    assert str(limits) in str(refused.value)
+    assert str(limits) in str(raised.value)
 
 
-def test_two_norms_are_refused():
+def test_two_norms_are_rejected():
     with pytest.raises(ValueError, match="only one of clipnorm, global_clipnorm may be given"):
         dialects.tf_keras(clipnorm=1.0, global_clipnorm=2.0)
 
@@ -553,13 +555,13 @@ def test_two_norms_are_refused():
 @pytest.mark.parametrize(
     ("name", "argument"), [(n, k) for n, k in NUMBERS if k in ("weight_decay", "wd")]
 )
-def test_weight_decay_without_params_is_refused(name, argument):
+def test_weight_decay_without_params_is_rejected(name, argument):
     optimizer = build(name, **{argument: 0.1})
     with pytest.raises(ValueError, match=rf"^{argument}=0\.1 needs params"):
         optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
 
 
-# Paths that the frameworks themselves took: see tests/golden/record.py.
+# Trajectories recorded from the frameworks themselves: see tests/golden/record.py.
 
 RECORDS = {
     file.stem: json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Arithmetic that is safe at zero, at infinity and in float32, as the updates show it."""
+"""Updates are right at zero, at infinity and at the limits of float32."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def test_nan_is_not_hidden(centered):
 @pytest.mark.parametrize("bias_correction", [False, True])
 @pytest.mark.parametrize("centered", [False, True])
 def test_huge_gradient_does_not_freeze_its_parameter(centered, bias_correction, decay, at, dtype):
-    """The square of 1e25 is no float32; an infinite average would never come back."""
+    """The square of 1e25 overflows float32; an infinite average would stay infinite."""
     optimizer = rmsprop_jax.rmsprop(1.0, decay, centered=centered, bias_correction=bias_correction)
     g = np.ones((1200, 1), dtype)
     g[1::2] = -1
@@ -52,16 +52,16 @@ def test_huge_gradient_does_not_freeze_its_parameter(centered, bias_correction, 
 @pytest.mark.optimized
 @pytest.mark.parametrize("t", range(1, 20))
 def test_bias_correction_is_the_same_under_jit(t):
-    """To the last bit: a power of an integer count is not."""
+    """Bit for bit, which an integer power would not be."""
     step = jnp.int32(t)
-    with_jit = compiled(lambda count: _numerics.bias_correction(0.999, count), step)
+    with_jit = compiled(lambda step: _numerics.bias_correction(0.999, step), step)
     assert _numerics.bias_correction(0.999, step) == with_jit
 
 
 @pytest.mark.parametrize("dtype", STORAGES)
 @pytest.mark.parametrize("initial_scale", [0.0, 3e38])
 def test_saturated_averages_do_not_add_up_to_infinity(initial_scale, dtype):
-    """At a decay of a half XLA adds first and halves then."""
+    """At a decay of 1/2, XLA adds before it halves."""
     g = np.concatenate([np.full((40, 1000), 2e19), np.ones((300, 1000))]).astype(np.float32)
     tx = rmsprop_jax.scale_by_rms(0.5, initial_scale=initial_scale, accumulator_dtype=dtype)
     updates, _ = run(tx, g, np.zeros(1000, np.float32))
@@ -71,7 +71,7 @@ def test_saturated_averages_do_not_add_up_to_infinity(initial_scale, dtype):
 @pytest.mark.parametrize("accumulator_dtype", ["float32", *STORAGES[1:]])
 @pytest.mark.parametrize("centered", [False, True])
 def test_float64_gradient_does_not_freeze_a_narrower_average(centered, accumulator_dtype, x64):
-    """It saturates at what is stored."""
+    """The average saturates at the largest value that its dtype can store."""
     g = np.ones((3000, 4))
     g[1::2] = -1
     g[3] = 1e25
@@ -91,7 +91,7 @@ def test_differences_do_not_overflow(bias_correction, decay, dtype):
     g = np.concatenate([large, small]).astype(dtype)
     tx = rmsprop_jax.scale_by_stddev(decay, bias_correction=bias_correction)
     updates, state = run(tx, g, np.zeros(1, dtype))
-    # The first corrected update is g over eps, and beyond float32.
+    # The first corrected update is g over sqrt(eps), which overflows float32.
     assert np.isfinite(updates[bias_correction:]).all()
     expected = reference.variance(small[:100].astype(np.float64), decay, bias_correction=True)
     np.testing.assert_allclose(np.asarray(state.var), expected, rtol=0.1)
@@ -111,7 +111,7 @@ def sum_of_updates(decay, g, **options):
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("bias_correction", [False, True])
 def test_derivatives_are_finite(bias_correction, centered, decay, eps):
-    """By the decay and by gradients, one of them zero, in float32."""
+    """With respect to the decay and to gradients, one of them zero, in float32."""
     options = {"eps": eps, "centered": centered, "bias_correction": bias_correction}
     g = jnp.array([1.0, -0.5, 0.0, 2.0])
     derivative = jax.grad(sum_of_updates, argnums=(0, 1))
@@ -122,8 +122,8 @@ def test_derivatives_are_finite(bias_correction, centered, decay, eps):
     ("centered", "decay"), [(False, 0.0), (False, 0.3), (False, 0.9), (True, 0.3), (True, 0.9)]
 )
 @pytest.mark.parametrize("bias_correction", [False, True])
-def test_derivatives_by_the_decay_are_right(bias_correction, centered, decay, x64):
-    """Beside difference quotients; at a decay of zero to one side."""
+def test_derivatives_with_respect_to_the_decay(bias_correction, centered, decay, x64):
+    """Against difference quotients, one-sided at a decay of zero."""
     options = {"eps": 0.01, "centered": centered, "bias_correction": bias_correction}
     g, h = jnp.array([1.0, -0.5, 0.0, 2.0]), 1e-6
     low = max(decay - h, 0.0)

@@ -1,4 +1,4 @@
-"""In place of Optax's: the same arguments, numbers and states, and a run goes on here and there."""
+"""A drop-in for Optax's: the same arguments, numbers and states; runs continue in either."""
 
 import contextlib
 import inspect
@@ -42,7 +42,7 @@ def pair(rate, options):
 
 
 def gradients(step, params=PARAMS):
-    """Whatever the parameters are: of another size and sign at each step."""
+    """Gradients whose size and sign change at each step."""
     return jax.tree.map(lambda p: jnp.cos(1.3 * step + p) * (step + 0.5), params)
 
 
@@ -63,7 +63,7 @@ def assert_close(a, b, rtol=1e-5):
 @all_options
 @all_rates
 def test_structure_is_optaxs(rate, options):
-    """Of a new state and of one after steps: the classes are in the structure."""
+    """Before and after some steps; the structure includes the classes."""
     ours, optaxs = pair(rate, options)
     state, expected = ours.init(PARAMS), optaxs.init(PARAMS)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
@@ -82,7 +82,7 @@ def test_structure_is_optaxs(rate, options):
 @all_rates
 @pytest.mark.parametrize("weight_decay", [{}, {"weight_decay": None}], ids=str)
 def test_classes(rate, weight_decay):
-    """Named, as clients ask for them: weight_decay=None is no fourth member."""
+    """As callers look for them by name; weight_decay=None adds no fourth state."""
     state = rmsprop(RATES[rate], **weight_decay).init(PARAMS)
     assert len(state) == 3
     assert isinstance(state[0], optax.ScaleByRmsState)
@@ -98,7 +98,7 @@ def test_classes(rate, weight_decay):
 
 @pytest.mark.parametrize("bias_correction", [False, True])
 def test_scale_by_rms(bias_correction):
-    """The part alone has the same state, and goes on with Optax's."""
+    """It has the same state by itself, and continues from Optax's."""
     ours, optaxs = (
         f(initial_scale=0.5, bias_correction=bias_correction)
         for f in (scale_by_rms, optax.scale_by_rms)
@@ -108,7 +108,7 @@ def test_scale_by_rms(bias_correction):
     assert_close(ours.update(gradients(1), state), optaxs.update(gradients(1), state))
 
 
-# A run goes from one to the other.
+# Runs that change from one optimizer to the other.
 
 
 def flax_bytes(state, target, folder):
@@ -122,14 +122,14 @@ def orbax_with_target(state, target, folder):
         return checkpointer.restore(folder, target)
 
 
-CHECKPOINTS = {"as it is": lambda state, *_: state, "flax": flax_bytes, "orbax": orbax_with_target}
+CHECKPOINTS = {"unchanged": lambda state, *_: state, "flax": flax_bytes, "orbax": orbax_with_target}
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 @all_options
 @all_rates
-def test_run_of_optax_goes_on_here_and_back(rate, options, checkpoint, tmp_path):
-    """Nothing but the import changes; [dalle-mini 71, orbax 1904]."""
+def test_optax_run_continues_here_and_back(rate, options, checkpoint, tmp_path):
+    """Only the import changes; [dalle-mini 71, orbax 1904]."""
     through = CHECKPOINTS[checkpoint]
     ours, optaxs = pair(rate, options)
     params, state = run(optaxs, PARAMS, optaxs.init(PARAMS), range(2))
@@ -142,7 +142,7 @@ def test_run_of_optax_goes_on_here_and_back(rate, options, checkpoint, tmp_path)
     assert_close(state, expected_state)
 
 
-# Without the classes: only the order, or only the names, are left.
+# States without their classes: only the order, or only the names, are left.
 
 
 def orbax_without_target(state, folder):
@@ -157,7 +157,7 @@ def orbax_without_target(state, folder):
 
 
 def as_json(state, _):
-    """Tuples of every class are lists, an EmptyState is an empty one."""
+    """Lists instead of tuples and named tuples, an empty one for an EmptyState."""
     return [list(part) for part in state]
 
 
@@ -172,15 +172,15 @@ WITHOUT_CLASSES = {
 @all_options
 @all_rates
 def test_state_without_its_classes(rate, options, restore, tmp_path):
-    """Of Optax or ours, it goes on and has its classes again; Optax takes the first alone."""
+    """Optax's or ours, it works and gets its classes back; Optax only accepts the first."""
     ours, optaxs = pair(rate, options)
     for number, before in enumerate((ours, optaxs)):
         params, state = run(before, PARAMS, before.init(PARAMS), range(2))
-        plain = WITHOUT_CLASSES[restore](state, tmp_path / str(number))
-        resumed, after = run(ours, params, plain, range(2, 4))
+        restored = WITHOUT_CLASSES[restore](state, tmp_path / str(number))
+        resumed, after = run(ours, params, restored, range(2, 4))
         expected, expected_state = run(optaxs, params, state, range(2, 4))
         if restore == "chain":
-            assert_close(run(optaxs, params, plain, range(2, 4))[0], expected)
+            assert_close(run(optaxs, params, restored, range(2, 4))[0], expected)
         assert_close(resumed, expected)
         assert jax.tree.structure(after) == jax.tree.structure(expected_state)
         assert_close(after, expected_state)
@@ -217,7 +217,7 @@ def test_tree_get_and_tree_set(field, rate, options):
 
 
 def test_tree_get_of_two_counts():
-    """Bias correction and a schedule count each for itself: get is ambiguous, set sets both."""
+    """Bias correction and a schedule have one each: get is ambiguous, set sets both."""
     ours, optaxs = pair("scheduled", {"bias_correction": True})
     for optimizer in (ours, optaxs):
         state = optimizer.init(PARAMS)
@@ -260,7 +260,7 @@ def test_inject_hyperparams(given, rate, options):
     assert jax.tree.structure(state) == jax.tree.structure(expected_state)
     assert_close(state.hyperparams, expected_state.hyperparams)
     assert_close(params, expected)
-    # A state of Optax's goes on here, inside the wrapper too.
+    # A state of Optax continues here, inside the wrapper too.
     assert_close(
         run(ours, params, expected_state, range(3, 5)), run(optaxs, params, state, range(3, 5))
     )
@@ -268,7 +268,7 @@ def test_inject_hyperparams(given, rate, options):
 
 @pytest.mark.parametrize("mask", [DECAYING, lambda tree: {name: DECAYING[name] for name in tree}])
 def test_inject_hyperparams_with_a_masked_decay(mask):
-    """A function is taken for a schedule unless it is static; Optax has no such argument."""
+    """A function must be static, or it counts as a schedule; Optax has no such argument."""
     options = {"learning_rate": 0.1, "weight_decay": 0.5, "mask": mask}
     injected = optax.inject_hyperparams(rmsprop, static_args="mask")(**options)
     assert "mask" not in injected.init(PARAMS).hyperparams
@@ -281,7 +281,7 @@ def test_inject_hyperparams_with_a_masked_decay(mask):
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}], ids=str)
 def test_rate_changed_by_hand_between_steps(options, given):
-    """Brax's PPO with ADAPTIVE_KL: the rate of the next step is made from this one."""
+    """Brax's PPO with ADAPTIVE_KL: the next rate is computed from the current one."""
 
     def trained(function):
         optimizer = optax.inject_hyperparams(function)(learning_rate=0.1, **options)
@@ -305,7 +305,7 @@ def test_rate_changed_by_hand_between_steps(options, given):
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"bias_correction": True}], ids=str)
 def test_meta_learned_rate(options):
-    """Optax's meta-learning notebook: the loss after some steps, derived by the rate."""
+    """Optax's meta-learning notebook: the gradient of a later loss by the learning rate."""
 
     def meta_gradient(function):
         optimizer = optax.inject_hyperparams(function)(learning_rate=0.0, **options)
@@ -319,26 +319,26 @@ def test_meta_learned_rate(options):
 
         return jax.jit(jax.value_and_grad(final_loss))(-2.0, PARAMS, optimizer.init(PARAMS))
 
-    # Squares of sums that nearly cancel, some ulp apart.
+    # Squares of sums that nearly cancel, a few ulp apart.
     assert_close(meta_gradient(rmsprop), meta_gradient(optax.rmsprop), rtol=1e-4)
 
 
-# Few bits: decay 0.999 is 1 in bfloat16, where Optax multiplies the gradient by 10000.
+# Half precision: decay 0.999 is 1 in bfloat16, so Optax multiplies the gradient by 10000.
 
 HALF = jnp.ones(3, jnp.bfloat16)
 
 
-def of_half(dtype=None, function=rmsprop, **options):
+def injected(dtype=None, function=rmsprop, **options):
     return optax.inject_hyperparams(function, hyperparam_dtype=dtype)(1e-3, **options)
 
 
 @pytest.mark.parametrize("options", [{"decay": 0.999}, {}, {"momentum": 0.9}], ids=str)
 @pytest.mark.parametrize("jit", [False, True])
-def test_injected_in_bfloat16_is_refused(jit, options):
-    """[optax 1414, 583, 1532]: by the dtype, for the numbers may be traced."""
+def test_injected_bfloat16_is_rejected(jit, options):
+    """[optax 1414, 583, 1532]: because of its dtype, since its value may be traced."""
 
     def update():
-        optimizer = of_half(**options)
+        optimizer = injected(**options)
         return optimizer.update(HALF, optimizer.init(HALF), HALF)
 
     with pytest.raises(ValueError, match="hyperparam_dtype"):
@@ -346,8 +346,8 @@ def test_injected_in_bfloat16_is_refused(jit, options):
 
 
 @pytest.mark.parametrize("name", ["decay", "momentum"])
-def test_traced_in_bfloat16_is_refused(name):
-    """Its value is not known, its dtype is; the message says which."""
+def test_traced_bfloat16_is_rejected(name):
+    """Its value is unknown, its dtype is not; the message names the argument."""
 
     @jax.jit
     def init(number):
@@ -359,8 +359,8 @@ def test_traced_in_bfloat16_is_refused(name):
 
 @pytest.mark.parametrize("name", ["decay", "momentum"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_few_bits_are_refused_without_a_wrapper(dtype, name):
-    """0.5 would be exact: it is the dtype that is refused."""
+def test_half_precision_is_rejected_without_a_wrapper(dtype, name):
+    """0.5 would be exact: it is the dtype that is rejected."""
     with pytest.raises(ValueError, match="hyperparam_dtype"):
         rmsprop(0.1, **{name: jnp.asarray(0.5, dtype)})
 
@@ -374,7 +374,7 @@ def test_few_bits_are_refused_without_a_wrapper(dtype, name):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("jit", [False, True])
-def test_rate_and_eps_may_have_few_bits(jit, dtype):
+def test_rate_and_eps_may_be_in_half_precision(jit, dtype):
     rate, eps = jnp.asarray(0.125, dtype), jnp.asarray(0.25, dtype)
 
     def updates(function, rate, eps):
@@ -388,10 +388,10 @@ def test_rate_and_eps_may_have_few_bits(jit, dtype):
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("jit", [False, True])
 def test_injected_in_float32_works(jit, given):
-    """As the message advises; the move is Optax's, to the three digits of bfloat16."""
+    """As the message advises; the update is Optax's, to bfloat16's precision."""
     found = []
     for function in (rmsprop, optax.rmsprop):
-        optimizer = of_half(jnp.float32, function, decay=0.999)
+        optimizer = injected(jnp.float32, function, decay=0.999)
         update = jax.jit(optimizer.update) if jit else optimizer.update
         updates, _ = update(HALF, optimizer.init(HALF), HALF if given else None)
         found.append(updates.astype(jnp.float32))
@@ -404,8 +404,8 @@ def test_injected_in_float32_works(jit, given):
 
 @pytest.fixture(scope="module")
 def registered():
-    """The classes in the state, by their public names; a process can register each once."""
-    for of_state in (
+    """Registers the state's classes by their public names, possible once per process."""
+    for state_type in (
         optax.ScaleByRmsState,
         ScaleByRmsWithCountState,
         optax.ScaleByScheduleState,
@@ -414,7 +414,7 @@ def registered():
     ):
         with contextlib.suppress(ValueError):
             export.register_namedtuple_serialization(
-                of_state, serialized_name=f"optax.{of_state.__name__}"
+                state_type, serialized_name=f"optax.{state_type.__name__}"
             )
 
 
@@ -479,13 +479,13 @@ def test_parameters_are_optaxs(initial_scale, bias_correction, eps_in_sqrt, mome
 @pytest.mark.parametrize("eps_in_sqrt", [True, False])
 @pytest.mark.parametrize(
     ("bias_correction", "initial_scale"),
-    # Not both True, 0: Optax's corrected variance begins as 0 - 0, in float64 too at times NaN.
+    # Not (True, 0.0): Optax's corrected variance begins as 0 - 0, sometimes NaN even in float64.
     [(False, 0.0), (False, 1.0), (True, 1.0)],
 )
 def test_centered_parameters_are_optaxs(
     bias_correction, initial_scale, eps_in_sqrt, momentum, seed, x64
 ):
-    """Ours in float32, Optax in float64: its variance is a difference, and float32 cancels it."""
+    """Ours in float32, Optax in float64: its variance is a difference, which cancels in float32."""
     options = {
         "centered": True,
         "initial_scale": initial_scale,
@@ -506,7 +506,7 @@ def as_float64(*trees):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_parameters_are_example_libraries(momentum):
-    """jax.example_libraries: eps inside the root, the learning rate inside the momentum."""
+    """jax.example_libraries: eps inside the root, the learning rate before momentum."""
     gradients, params = problem(seed=0)
     schedule = decaying(1e-2)
     init, update, get = example_libraries.rmsprop_momentum(schedule, 0.9, 1e-8, momentum)

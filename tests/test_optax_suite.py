@@ -1,9 +1,8 @@
-"""Optax's own tests, with our rmsprop in the place of Optax's.
+"""Optax's own tests, with our rmsprop instead of Optax's.
 
-The wheel of Optax ships its tests. Here four of its files are executed once more,
-changed in two ways: wherever they reach for ``rmsprop``, ``scale_by_rms`` or
-``scale_by_stddev`` they get ours, and of their tables of optimizers they keep
-RMSprop alone, with more of its options. What the tests do and expect is untouched.
+The wheel of Optax includes its tests. Four of its files run here with two changes: ``rmsprop``,
+``scale_by_rms`` and ``scale_by_stddev`` are ours, and the tables of optimizers contain only
+RMSprop, with more of its options. What the tests do and expect is unchanged.
 """
 
 import ast
@@ -62,7 +61,7 @@ TABLES = {
     "transform_test": {},
 }
 
-# Of the tests without a table, the cases about RMSprop.
+# Which tests of each class concern RMSprop.
 CHOSEN = {
     "AliasTest": lambda name: not name.startswith("test_explicit_dtype"),
     "ShardingTest": lambda name: "microbatch" not in name,
@@ -74,7 +73,7 @@ CHOSEN = {
 
 
 class Rewrite(ast.NodeTransformer):
-    """Puts our tables where the module assigns its own, and skips no test."""
+    """Replaces the module's tables by ours, and removes skips by JAX's version."""
 
     def __init__(self, tables):
         self.tables = tables
@@ -89,7 +88,7 @@ class Rewrite(ast.NodeTransformer):
         return node
 
     def visit_If(self, node):
-        # Optax compares JAX's version as a string: 0.10 would count as older than 0.7.
+        # Optax compares JAX's version as a string, in which 0.10 is older than 0.7.
         return None if ast.unparse(node.test).startswith("jax.__version__ <") else node
 
 
@@ -114,7 +113,7 @@ def load(file_name, tables):
     module.__file__ = spec.origin
     module._rmsprop_jax_tables = tables
     sys.modules[module.__name__] = module
-    # The files say `from optax._src import alias`; for the time of the import it is ours.
+    # The files say `from optax._src import alias`, which is ours during the import.
     replaced = {
         name: WithOurs(sys.modules[name]) for name in ("optax._src.alias", "optax._src.transform")
     }
@@ -127,7 +126,7 @@ def load(file_name, tables):
 
 
 def optaxs_cases():
-    """The test classes of all files, reduced to the cases about RMSprop."""
+    """The test classes of all files, reduced to the cases of RMSprop."""
     cases = {}
     for file_name, tables in TABLES.items():
         for name, case in vars(load(file_name, tables)).items():
@@ -144,17 +143,17 @@ globals().update(optaxs_cases())
 
 
 @pytest.mark.parametrize(
-    ("name", "of_each"), [("AliasTest", 10), ("ShardingTest", 3), ("Float64Test", 3)]
+    ("name", "per_option"), [("AliasTest", 10), ("ShardingTest", 3), ("Float64Test", 3)]
 )
-def test_every_option_is_tried(name, of_each):
-    """A table that Optax stops using, or a test that it renames, does not go unnoticed."""
+def test_every_option_is_tested(name, per_option):
+    """Fails if Optax stops using a table or renames a test."""
     cases = [
         m for m in vars(globals()[name]) if m.startswith("test") and getattr(globals()[name], m)
     ]
-    assert len(cases) >= of_each * len(OPTIONS)
+    assert len(cases) >= per_option * len(OPTIONS)
 
 
-def test_transforms_are_tried():
+def test_transforms_are_tested():
     cases = {m for m in vars(globals()["TransformTest"]) if getattr(globals()["TransformTest"], m)}
     assert {"test_scalers_rmsprop", "test_scalers_stddev", "test_rms_match_adam"} <= cases
 
@@ -165,4 +164,4 @@ def test_ours_are_what_is_tested():
     assert (
         sys.modules["optax_transform_test_with_ours"].transform.scale_by_rms is OURS["scale_by_rms"]
     )
-    assert optax._src.alias.rmsprop is optax.rmsprop  # and only there
+    assert optax._src.alias.rmsprop is optax.rmsprop  # outside that module

@@ -1,4 +1,4 @@
-"""Versions in pyproject.toml and .ci. What needs new environments is in tests/packaging."""
+"""Versions in pyproject.toml and .ci. Tests that need new environments are in tests/packaging."""
 
 import re
 import tomllib
@@ -15,11 +15,11 @@ def release(text):
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
-def test_the_lower_bounds_are_those_that_are_tested():
+def test_lower_bounds_are_the_tested_versions():
     bounds = dict(bound.split(">=") for bound in PROJECT["dependencies"])
     assert bounds == LOWEST
 
 
 @pytest.mark.parametrize("package", LOWEST)
-def test_what_is_installed_is_supported(package):
+def test_installed_version_is_supported(package):
     assert release(version(package)) >= release(LOWEST[package])

@@ -1,4 +1,4 @@
-"""What must hold for all inputs."""
+"""Properties that hold for all inputs."""
 
 import chex
 import jax
@@ -19,7 +19,7 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 
 def gradients(steps=5):
-    """Some steps' gradients of one leaf."""
+    """The gradients of one leaf in some steps."""
     return SHAPES.flatmap(lambda shape: hnp.arrays(np.float32, (steps, *shape), elements=GRADIENT))
 
 
@@ -42,7 +42,7 @@ def options(draw, **fixed):
 
 
 def run(optimizer, gs, update=None):
-    """All updates, one after the other, for parameters that stay at one."""
+    """All updates, for parameters that stay at one."""
     update = update or optimizer.update
     params = jnp.ones(gs[0].shape, gs[0].dtype)
     state, updates = optimizer.init(params), []
@@ -53,12 +53,12 @@ def run(optimizer, gs, update=None):
 
 
 def scale_of(updates, axis=0):
-    """The size that rounding is relative to: of all updates of one element."""
+    """The size that rounding is relative to: the largest update of each element."""
     return np.abs(updates).max(axis=axis, initial=np.finfo(np.float32).tiny)
 
 
 def rounding(kwargs):
-    """How far two programs of one formula may round apart: 1 - decay**t loses digits."""
+    """How far rounding may separate two programs of one formula: 1 - decay**t loses digits."""
     lost = 2.0**-24 / (1 - kwargs["decay"]) if kwargs["bias_correction"] else 0.0
     return 2e-6 + lost
 
@@ -91,7 +91,7 @@ def test_jit_equals_eager(gs, kwargs):
 
 @given(st.integers(0, 2**32 - 1), options(centered=True, eps=1e-2))
 def test_jit_equals_eager_when_centred(seed, kwargs):
-    """With gradients of one size: where they differ a billionfold, s is all rounding."""
+    """With gradients of similar size: if they differ a billionfold, s is only rounding noise."""
     gs = np.random.default_rng(seed).standard_normal((5, 8)).astype(np.float32)
     kwargs["decay"] = max(kwargs["decay"], 0.5)
     optimizer = rmsprop(0.1, **kwargs)
@@ -106,7 +106,7 @@ def test_jit_equals_eager_when_centred(seed, kwargs):
     st.lists(st.floats(0.0, 1.0, width=32), min_size=3, max_size=3),
 )
 def test_vmap_equals_a_loop(gs, kwargs, rates):
-    """Over three models and their learning rates at once, or one by one."""
+    """Three models with different learning rates, together or one by one."""
 
     @jax.jit
     def updates(rate, gs):
@@ -136,7 +136,7 @@ def test_vmap_equals_a_loop(gs, kwargs, rates):
     st.booleans(),
 )
 def test_scale_invariance(momentum, gs, k, centered, eps_in_sqrt, bias_correction):
-    """Without eps, gradients times 2^k give the same updates to the last bit."""
+    """Without eps, gradients times 2^k give the same updates bit for bit."""
     size = abs(gs[gs != 0])
     assume(size.size == 0 or size.min() > 1e-3)
     optimizer = rmsprop(
@@ -150,7 +150,7 @@ def test_scale_invariance(momentum, gs, k, centered, eps_in_sqrt, bias_correctio
 
 @given(gradients(steps=8), DECAYS, st.sampled_from([0.0, 1e-8, 1.0]), st.booleans())
 def test_update_is_bounded(gs, decay, eps, eps_in_sqrt):
-    """|update| <= lr / sqrt(1 - decay): the newest square is in the average it is divided by."""
+    """|update| <= lr / sqrt(1 - decay): the average includes the newest square."""
     rate = 0.1
     updates, _ = run(rmsprop(rate, decay, eps, eps_in_sqrt=eps_in_sqrt), gs)
     assert (abs(updates) <= rate / np.sqrt(1 - decay) * (1 + 1e-5)).all()
@@ -158,7 +158,7 @@ def test_update_is_bounded(gs, decay, eps, eps_in_sqrt):
 
 @given(hnp.arrays(np.float32, (5, 4), elements=GRADIENT), options(weight_decay=0.0))
 def test_zero_gradient_moves_nothing(gs, kwargs):
-    """Whatever the other elements of the leaf do."""
+    """Whatever the gradients of the other elements are."""
     gs[:, 2] = 0
     updates, _ = run(rmsprop(0.1, **kwargs), gs)
     np.testing.assert_array_equal(updates[:, 2], 0)

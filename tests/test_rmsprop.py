@@ -16,7 +16,7 @@ MOMENTA = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}]
 
 
 def mixed_scale_gradients(steps=STEPS, width=64, seed=0):
-    """Float32 gradients: |g| from 1e-9 to 1e4, a factor of 400 within a leaf, a tenth zeros."""
+    """Float32 gradients: |g| from 1e-9 to 1e4, within a factor of 400 per column, a tenth zeros."""
     rng = np.random.default_rng(seed)
     scale = np.logspace(-9, 4, width)
     size = np.exp(rng.uniform(np.log(0.05), np.log(20), (steps, width)))
@@ -63,7 +63,7 @@ def test_updates(centered, eps_in_sqrt, bias_correction, schedule, weight_decay,
     params = np.linspace(-2, 2, g.shape[1], dtype=np.float32)
     ours, _ = run(rmsprop_jax.rmsprop(rate, **options), g, params)
     expected = reference.rmsprop(g.astype(np.float64), params.astype(np.float64), rate, **options)
-    # A sum of steps of both signs passes through zero: relative to the parameter's largest update.
+    # Relative to the parameter's largest update: a sum of steps of both signs passes through zero.
     error = abs(ours - expected) / abs(expected).max(axis=0)
     assert error.max() < 1e-5
 
@@ -73,7 +73,7 @@ def test_updates(centered, eps_in_sqrt, bias_correction, schedule, weight_decay,
 @pytest.mark.parametrize("decay", [0.9, 0.99, 0.999])
 @pytest.mark.parametrize("bias_correction", [False, True])
 def test_variance_does_not_cancel(bias_correction, decay, ratio, magnitude):
-    """Mean ``magnitude``, spread 1/``ratio`` of it, until the start is long forgotten."""
+    """Mean ``magnitude``, standard deviation 1/``ratio`` of it, until the start is forgotten."""
     checked = [2, 10, 100, 1000, 5000, 20_000]
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((checked[-1], 16))
@@ -84,7 +84,7 @@ def test_variance_does_not_cancel(bias_correction, decay, ratio, magnitude):
     for t in checked:
         s = reference.variance(g[:t].astype(np.float64), decay, bias_correction=bias_correction)
         expected = reference.normalize(g[t - 1].astype(np.float64), s, 0.0, True)
-        # What the gradients' own rounding leaves of it; at the largest ratio 5e-3.
+        # The tolerance is the rounding of the gradients themselves: 5e-3 at the largest ratio.
         np.testing.assert_allclose(ours[t - 1], expected, rtol=2e-6 + 5e-7 * ratio)
 
 
@@ -96,29 +96,29 @@ def test_variance_does_not_cancel(bias_correction, decay, ratio, magnitude):
 )
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=str)
 def test_half_precision_trains_as_float32(dtype, options):
-    """Each update is float32's, rounded once to the gradient's dtype."""
+    """Each update is that of float32, rounded once to the gradient's dtype."""
     optimizer = rmsprop_jax.rmsprop(1e-2, decay=0.99, eps=1e-16, **options)
     sizes = np.array([[3e-7], [1e-4], [300.0], [6e4]])
     signs = np.random.default_rng(0).choice([-1, 1, 0.5], (100, 4, 16))
     gradients = jnp.asarray(sizes * signs, dtype)
-    narrow, state = run(optimizer, gradients, jnp.ones((4, 16), dtype))
-    wide, _ = run(optimizer, gradients.astype(jnp.float32), jnp.ones((4, 16), jnp.float32))
-    assert narrow.dtype == dtype
+    updates, state = run(optimizer, gradients, jnp.ones((4, 16), dtype))
+    float32, _ = run(optimizer, gradients.astype(jnp.float32), jnp.ones((4, 16), jnp.float32))
+    assert updates.dtype == dtype
     floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert {leaf.dtype for leaf in floats} == {jnp.dtype(jnp.float32)}
-    np.testing.assert_array_equal(narrow, np.asarray(wide.astype(dtype)))
+    np.testing.assert_array_equal(updates, np.asarray(float32.astype(dtype)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=str)
 def test_half_precision_weights_decay_as_float32(dtype):
-    """From the same parameters; their decay is not rounded before it is added."""
+    """With the same parameters: the decay is not rounded before it is added."""
     params = jnp.linspace(-1, 1, 1000, dtype=dtype)
     optimizer = rmsprop_jax.rmsprop(1e-2, weight_decay=0.1)
-    narrow, _ = optimizer.update(params[::-1], optimizer.init(params), params)
-    wide, _ = optimizer.update(
+    updates, _ = optimizer.update(params[::-1], optimizer.init(params), params)
+    float32, _ = optimizer.update(
         params[::-1].astype(jnp.float32), optimizer.init(params), params.astype(jnp.float32)
     )
-    np.testing.assert_array_equal(narrow, wide.astype(dtype))
+    np.testing.assert_array_equal(updates, float32.astype(dtype))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32], ids=str)
@@ -137,7 +137,7 @@ def test_no_drift_in_a_hundred_thousand_steps(centered, decay):
     g = (1 + rng.standard_normal((steps, 4))).astype(np.float32)
     scale_by = rmsprop_jax.scale_by_stddev if centered else rmsprop_jax.scale_by_rms
     updates, _ = run(scale_by(decay), g, np.zeros(4, np.float32))
-    # 0.999**20000 is 2e-9: what came before is forgotten.
+    # 0.999**20000 is 2e-9: earlier gradients are forgotten.
     second_moment = (reference.variance if centered else reference.mean_square)(
         g[-last:].astype(np.float64), decay
     )
@@ -147,10 +147,10 @@ def test_no_drift_in_a_hundred_thousand_steps(centered, decay):
 
 @pytest.mark.parametrize("scale_by", [rmsprop_jax.scale_by_rms, rmsprop_jax.scale_by_stddev])
 def test_counter_does_not_overflow(scale_by):
-    """After 2^31 steps the counter stands still, and the correction has long been none."""
+    """It stays at 2^31 - 1, where bias correction has long had no effect."""
     g = jnp.array([1.0, -2.0])
-    plain, corrected = scale_by(), scale_by(bias_correction=True)
-    expected, after = plain.update(g, plain.init(g))
+    uncorrected, corrected = scale_by(), scale_by(bias_correction=True)
+    expected, after = uncorrected.update(g, uncorrected.init(g))
     state = corrected.init(g)._replace(count=jnp.int32(2**31 - 1))
     updates, state = corrected.update(g, state)
     np.testing.assert_allclose(updates, expected, rtol=1e-6)
@@ -184,7 +184,7 @@ def test_complex_averages_the_squared_magnitude():
     ("decay", "error"), [(0.999, 2e-4), (0.9999, 1e-3), (0.99999, 0.015), (0.999999, 0.1)]
 )
 def test_decays_with_many_nines(decay, error):
-    """How far v of constant gradients is off, as the docstring of `scale_by_rms` says."""
+    """For constant gradients v is off by as much as the docstring of `scale_by_rms` says."""
     steps = min(round(8 / (1 - decay)), 2_000_000)
     sizes = np.geomspace(0.5, 2, 16, dtype=np.float32)
     tx = rmsprop_jax.scale_by_rms(decay)
@@ -198,8 +198,8 @@ def test_decays_with_many_nines(decay, error):
     assert abs(np.asarray(state.nu) / expected - 1).max() <= error
 
 
-def test_a_decay_as_an_array_is_less_exact():
-    """By what 1 - float32(0.9999) is off: 0.014 % of v."""
+def test_decay_as_an_array_is_less_exact():
+    """By the error of 1 - float32(0.9999): 0.014 % of v."""
     g = np.ones((3000, 1), np.float32)
     expected = 1 - 0.9999**3000
     _, number = run(rmsprop_jax.scale_by_rms(0.9999), g, np.zeros(1, np.float32))
@@ -210,14 +210,14 @@ def test_a_decay_as_an_array_is_less_exact():
 
 @pytest.mark.parametrize(("decay", "floor"), [(0.9, 3e-7), (0.99, 5e-6), (0.999, 5e-5)])
 def test_floor_of_the_standard_deviation(decay, floor):
-    """Of constant gradients it ends at about that share of them, not at zero."""
+    """For constant gradients it stops at about this fraction of them, not at zero."""
     g = np.full((round(40 / (1 - decay)), 1), 1.2345, np.float32)
     _, state = run(rmsprop_jax.scale_by_stddev(decay), g, np.zeros(1, np.float32))
     assert np.sqrt(state.var) / 1.2345 <= 2 * floor
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
-def test_the_bound_holds_down_to_where_the_docstring_says(decay):
+def test_bound_holds_for_the_sizes_in_the_docstring(decay):
     smallest = 1.1e-19 / np.sqrt(1 - decay)
     g = np.array([[smallest], [9e18], [1e-10]], np.float32)
     for size in g:

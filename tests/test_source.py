@@ -1,4 +1,4 @@
-"""The source itself: short functions, short files, types that hold when they are checked."""
+"""The source itself: short functions, short files, and types that hold at run time."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ CORE = sorted([*PACKAGE.glob("_*.py"), *PACKAGE.glob("_storage/*.py")])
 
 
 def bodies(file):
-    """The lines of each function less its docstring."""
+    """The number of lines of each function, without its docstring."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
@@ -33,7 +33,7 @@ def test_files_of_the_core_are_short(file):
 
 
 def test_import_starts_no_backend():
-    """Or jax.distributed.initialize() behind the import would come too late."""
+    """Otherwise jax.distributed.initialize() after the import would be too late."""
     code = (
         "import rmsprop_jax, jax; jax.config.update('jax_num_cpu_devices', 3); print(jax.devices())"
     )
@@ -82,6 +82,6 @@ for optimizer in [
 """
 
 
-def test_types_hold_when_they_are_checked():
-    """As beartype's import hook checks them, at every call."""
+def test_types_hold_at_run_time():
+    """Beartype's import hook checks them at every call."""
     subprocess.run([sys.executable, "-c", CHECKED], check=True, timeout=300)
