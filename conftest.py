@@ -1,4 +1,4 @@
-"""Runs in which nothing may be skipped; doctests that need a framework which is not installed."""
+"""The option `--no-skips`, and doctests to ignore because their framework is not installed."""
 
 from importlib.util import find_spec
 
@@ -12,13 +12,13 @@ collect_ignore = [
 
 
 def pytest_addoption(parser):
-    """Asked for by `.ci/run`, through PYTEST_ADDOPTS."""
+    """`.ci/run` sets it in PYTEST_ADDOPTS."""
     parser.addoption("--no-skips", action="store_true", help="fail if any test is not run")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session):
-    """With --no-skips a run fails in which a test was skipped, deselected or expected to fail."""
+    """With --no-skips, fails the run if a test was skipped, deselected or expected to fail."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if not session.config.getoption("no_skips") or reporter is None:
         return

@@ -74,13 +74,13 @@ def untouched_rows(
         touched = _touched(updates, mask)
         new_updates, new = optimizer.update(updates, state, params, **extra_args)
 
-        def of_params(average: Any) -> Any:
+        def touched_of_params(average: Any) -> Any:
             return jax.tree.map(_rows_of, touched, average, updates, is_leaf=lambda x: x is None)
 
         # Arrays like the parameters are updated by row, all other leaves of the state always.
         is_touched = optax.tree_utils.tree_map_params(
             optimizer,
-            of_params,
+            touched_of_params,
             new,
             transform_non_params=lambda _: True,
             is_leaf=lambda _: True,

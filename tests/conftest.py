@@ -1,4 +1,4 @@
-"""For every test: eight simulated devices, quick compilations, reproducible properties."""
+"""For every test: eight simulated devices, fast compilation, reproducible property tests."""
 
 import gc
 from functools import partialmethod
@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("default")
 
 
 def pytest_collection_finish():
-    """What is imported stays: Python need not look through it for garbage after every trace."""
+    """Excludes imported objects from garbage collection, which would scan them all the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -29,7 +29,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def optimized(request):
-    """Programs that a test marked `optimized` compiles ahead of time are as users have them."""
+    """In a test marked `optimized`, ahead-of-time compilation optimizes as it does for users."""
     if request.node.get_closest_marker("optimized") is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Shardings of the state: layouts, the same bits on one device and on eight, ZeRO-1's memory."""
+"""Sharded state: layouts, the same bits on one device and on eight, and ZeRO-1's memory."""
 
 import re
 from functools import partial
@@ -71,7 +71,7 @@ OPTIMIZERS = {
     ids=str,
 )
 def test_averages_are_sharded_like_their_parameter(name, axis_type):
-    """And all else is replicated; a compiled step leaves it so."""
+    """Everything else is replicated, also after a compiled step."""
     optimizer, mesh = OPTIMIZERS[name], mesh_of_two_axes(axis_type)
     specs = {"w": P("b", "a"), "b": P(None, "a")}
     params = {"w": jnp.ones((8, 12)), "b": jnp.ones((3, 4))}
@@ -85,9 +85,9 @@ def test_averages_are_sharded_like_their_parameter(name, axis_type):
         jax.tree.leaves_with_path(state), jax.tree.leaves(state_shardings), strict=True
     ):
         names = {key.key for key in path if isinstance(key, jax.tree_util.DictKey)}
-        of = next((params[k] for k in names & {"w", "b"} if params[k].shape == leaf.shape), None)
-        assert given == (NamedSharding(mesh, P()) if of is None else of.sharding)
-        found += of is not None
+        param = next((params[k] for k in names & {"w", "b"} if params[k].shape == leaf.shape), None)
+        assert given == (NamedSharding(mesh, P()) if param is None else param.sharding)
+        found += param is not None
     assert found > 0
 
     with jax.set_mesh(mesh):
@@ -137,12 +137,12 @@ def test_flax_state():
         ((), P()),
     ],
 )
-def test_shard_over_takes_the_largest_dimension_that_divides(shape, spec):
+def test_shard_over_takes_the_largest_divisible_dimension(shape, spec):
     mesh = mesh_of(8)
     assert sharding.shard_over(jnp.ones(shape), mesh) == NamedSharding(mesh, spec)
 
 
-def test_shard_over_names_what_stays_replicated():
+def test_shard_over_names_leaves_that_stay_replicated():
     params = {"w": jnp.ones((8, 8)), "head": {"b": jnp.ones(10), "small": jnp.ones(1)}}
     expected = re.escape(
         "no free dimension is divisible by the 8 devices of 'data', so these leaves stay "
@@ -154,14 +154,14 @@ def test_shard_over_names_what_stays_replicated():
     assert sharded["head"]["b"].is_fully_replicated
 
 
-def test_shard_over_leaves_other_axes_as_they_are():
-    """Tensor-parallel parameters: leaves sharded over one axis are sharded over the other, too."""
+def test_shard_over_keeps_other_axes():
+    """Tensor-parallel parameters stay sharded over their axis, and are sharded over another."""
     mesh = mesh_of_two_axes()
     over_b = NamedSharding(mesh, P(None, "b"))
     w = jax.device_put(jnp.ones((8, 64)), over_b)
     assert sharding.shard_over(w, mesh, "a").spec == P("a", "b")
     assert sharding.shard_over(w, mesh, "b") == over_b
-    # A sharding of another mesh says nothing of this one.
+    # A sharding on another mesh is ignored.
     assert sharding.shard_over(w, mesh_of(8)).spec == P(None, "data")
 
 
@@ -179,7 +179,7 @@ def test_shard_over_leaves_other_axes_as_they_are():
 )
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_the_same_bits_on_one_device_and_on_eight(dtype, options, layout, axis_type):
-    """On the same gradients: each bit of the state, and updates within 2 ulp."""
+    """With the same gradients, the state is the same bit for bit, and updates within 2 ulp."""
     eight, one = (
         updates_and_state(mesh_of(devices, axis_type), layout, dtype, options) for devices in (8, 1)
     )
@@ -190,7 +190,7 @@ def test_the_same_bits_on_one_device_and_on_eight(dtype, options, layout, axis_t
     ("layout", "axis_type"), [*zip(LAYOUTS, [*AXIS_TYPES, AxisType.Explicit], strict=True)], ids=str
 )
 def test_training_is_that_of_one_device(layout, axis_type, x64):
-    """Sums run in another order; 200 steps in float64 agree within 1e-9."""
+    """Sums are in another order; after 200 steps in float64 they agree within 1e-9."""
     eight, one = (trained(mesh_of(devices, axis_type), layout) for devices in (8, 1))
     assert_trained_alike(eight, one)
 
@@ -221,7 +221,7 @@ def in_shard_map(update, mesh, params, specs, state_specs, check_vma=True):
     ids=str,
 )
 def test_the_same_bits_inside_shard_map(specs, check_vma, axis_type, dtype):
-    """Of the state and of bfloat16 parameters."""
+    """In the state and in bfloat16 parameters."""
     optimizer = rmsprop(0.1, accumulator_dtype=dtype, **OPTIONS[1])
     rng = np.random.default_rng(0)
     params = {
@@ -260,8 +260,8 @@ def test_the_same_bits_inside_shard_map(specs, check_vma, axis_type, dtype):
 
 
 @pytest.mark.parametrize("dtype", STORAGES)
-def test_shard_map_needs_no_word(dtype):
-    """Without specs a shard is rounded as if it were the whole leaf; its scale is the leaf's."""
+def test_shard_map_without_specs(dtype):
+    """Each shard is rounded as if it were a leaf of its own, but with the scale of the leaf."""
     optimizer, mesh = rmsprop(0.1, 0.5, accumulator_dtype=dtype), mesh_of(8)
     params = jnp.geomspace(1e-3, 1, 512).reshape(64, 8)
     state = optimizer.init(params)
@@ -275,17 +275,17 @@ def test_shard_map_needs_no_word(dtype):
     for _ in range(12):
         _, state = step(params, state)
         _, expected = optimizer.update(params, expected)
-    v, whole = second_moment(state), second_moment(expected)
-    np.testing.assert_allclose(v / whole, 1, atol=0.3)
-    np.testing.assert_allclose((v / whole).mean(), 1, atol=0.01)
+    ratio = second_moment(state) / second_moment(expected)
+    np.testing.assert_allclose(ratio, 1, atol=0.3)
+    np.testing.assert_allclose(ratio.mean(), 1, atol=0.01)
     for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         if x.ndim == 1:
             np.testing.assert_allclose(x, y, rtol=0.3)
 
 
 @pytest.mark.parametrize("dtype", STORAGES)
-def test_pmap_needs_no_word(dtype):
-    """As Brax and Flax's replicated states have it: one state on each device."""
+def test_pmap_without_specs(dtype):
+    """One copy of the state on each device, as in Brax and Flax."""
     optimizer = rmsprop(0.1, accumulator_dtype=dtype, momentum=0.9)
     params = {"w": jnp.linspace(-1, 1, 12).reshape(3, 4), "b": jnp.ones(4)}
 
@@ -305,7 +305,7 @@ def test_pmap_needs_no_word(dtype):
 
 
 def test_specs_that_do_not_fit_are_rejected():
-    """Only where something is rounded: in float32 there is nothing to know."""
+    """Only in low precision; float32 does not need them."""
     params, mesh = jnp.ones((16, 2)), mesh_of(8)
 
     def compiled(dtype, specs):
@@ -335,7 +335,7 @@ def test_specs_that_do_not_fit_are_rejected():
 
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_zero_1_holds_an_eighth(dtype):
-    """Of the state, on each of eight devices: by what they hold, and by the compiled program."""
+    """Each of eight devices holds 1/8 of the state, also in the compiled program."""
     optimizer = rmsprop(0.1, accumulator_dtype=dtype, **OPTIONS[1])
     mesh = mesh_of(8)
     replicated = NamedSharding(mesh, P())
@@ -383,27 +383,29 @@ def test_zero_1_holds_an_eighth(dtype):
     ids=str,
 )
 def test_all_devices_skip_a_bad_step_together(bad, dtype, layout, axis_type):
-    """One device of eight has the bad number in its shard; with apply_if_finite none moves."""
+    """With apply_if_finite, a bad number in the shard of one device stops all eight."""
     optimizer = optax.apply_if_finite(rmsprop(0.1, momentum=0.9, accumulator_dtype=dtype), 3)
     mesh, rng = mesh_of(8, axis_type), np.random.default_rng(0)
     host, _, _ = model(rng)
-    params, state, of_params, of_state, of_gradients = placed(optimizer, host, mesh, layout)
+    params, state, param_shardings, state_shardings, gradient_shardings = placed(
+        optimizer, host, mesh, layout
+    )
 
     def step(params, state, gradients):
-        gradients = sharding.with_sharding_constraint(gradients, of_gradients)
+        gradients = sharding.with_sharding_constraint(gradients, gradient_shardings)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    step = jax.jit(step, out_shardings=(of_params, of_state))
-    good = jax.device_put(host, of_params)
+    step = jax.jit(step, out_shardings=(param_shardings, state_shardings))
+    good = jax.device_put(host, param_shardings)
     params, state = step(params, state, good)
     spoilt = jax.tree.map(np.copy, host)
     spoilt["layer 0"]["w"][3, 17] = bad
-    after, skipped = step(params, state, jax.device_put(spoilt, of_params))
+    after, skipped = step(params, state, jax.device_put(spoilt, param_shardings))
     jax.tree.map(assert_same_bits, (after, skipped.inner_state), (params, state.inner_state))
     assert int(skipped.total_notfinite) == int(skipped.notfinite_count) == 1
     assert not skipped.last_finite
-    # And the next one counts again.
+    # The next step is taken again.
     again, state = step(after, skipped, good)
     assert int(state.notfinite_count) == 0
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), again, after)
@@ -433,7 +435,7 @@ def replicated_on(mesh):
          r"shardings\['w'\] must be a NamedSharding, got (P|PartitionSpec)\('data',?\)"),
         (lambda: sharding.state_shardings(
             rmsprop(1e-3), PARAMS, {"v": NamedSharding(mesh_of(8), P())}), ValueError,
-         r"shardings must be built as params: missing leaves: \['w'\]"),
+         r"shardings must have the structure of params: missing leaves: \['w'\]"),
         (lambda: sharding.state_shardings(
             rmsprop(1e-3), PARAMS | {"b": PARAMS["w"]},
             replicated_on(mesh_of(8)) | {"b": NamedSharding(mesh_of(4), P())}), ValueError,

@@ -1,7 +1,7 @@
-"""Every tree of parameters and gradients that Optax takes, beside `optax.rmsprop`.
+"""Every tree of parameters and gradients that Optax accepts, compared with `optax.rmsprop`.
 
-What Optax cannot do (its state loses a leaf whose gradient is None, its averages of integers are
-integers, it has no weight decay inside) is said where it is tested.
+The tests say where Optax differs: its state loses a leaf whose gradient is None, its averages of
+integers are integers, and it has no weight decay of its own.
 """
 
 import equinox as eqx
@@ -27,12 +27,12 @@ all_options = pytest.mark.parametrize("options", OPTIONS, ids=str)
 without_decay = pytest.mark.parametrize("options", OPTIONS[:-1], ids=str)
 
 W = jnp.array([1.0, -2.0, 3.0])
-# The average of one leaf in three steps is far from that of another.
+# Three steps that make the averages of the elements differ widely.
 GRADIENTS = [jnp.array([0.5, -1.0, 2.0]), jnp.array([1.5, 0.3, -1.0]), jnp.array([-0.4, 2.0, 0.7])]
 
 
 def optax_rmsprop(rate=RATE, weight_decay=None, mask=None, **options):
-    """``optax.rmsprop``, with Optax's own weight decay behind it: after it the sign is minus."""
+    """``optax.rmsprop``, then Optax's own weight decay, with a minus sign as it comes last."""
     optimizer = optax.rmsprop(rate, **options)
     if weight_decay is None:
         return optimizer
@@ -65,10 +65,10 @@ def arrays(tree):
 # None gradients.
 
 
-# Bias correction counts the step all the same.
+# Without bias correction, which counts such a step too.
 @pytest.mark.parametrize("options", [*OPTIONS[:3], OPTIONS[4]], ids=str)
-def test_a_step_without_gradient_is_no_step(options):
-    """Parameter, average and momentum wait; Optax loses them, so it takes the other steps alone."""
+def test_step_without_gradient_changes_nothing(options):
+    """Parameter, average and momentum stay. Optax would lose them, so it skips these steps."""
     optimizer = rmsprop(RATE, **options)
     params = {"a": W, "b": W}
     state = optimizer.init(params)
@@ -79,21 +79,21 @@ def test_a_step_without_gradient_is_no_step(options):
         if g_a is None:
             assert updates["a"] is None
             assert_close(params["a"], before["a"], rtol=0)
-            assert_close(of_leaf("a", after), of_leaf("a", state), rtol=0)
+            assert_close(arrays_of("a", after), arrays_of("a", state), rtol=0)
         state = after
     assert_close(params["a"], steps(optax_rmsprop(**options), GRADIENTS[::2], W)[0])
     assert_close(params["b"], steps(optax_rmsprop(**options), GRADIENTS, W)[0])
 
 
-def of_leaf(name, state):
-    """All arrays that the state keeps for this parameter."""
+def arrays_of(name, state):
+    """All arrays that the state has for this parameter."""
     leaves = jax.tree.leaves_with_path(state)
     found = [leaf for path, leaf in leaves if jax.tree_util.DictKey(name) in path]
     assert found
     return found
 
 
-# Leaves without a gradient: in neither Optax's averages nor ours could anything move them.
+# Leaves without a gradient, which nothing moves.
 
 WITHOUT_GRADIENT = {
     "integers": jnp.arange(3),
@@ -112,7 +112,7 @@ WITHOUT_GRADIENT = {
 @pytest.mark.parametrize("name", WITHOUT_GRADIENT)
 @all_options
 def test_leaves_without_gradient(options, name):
-    """They have no state and stay; Optax has state for some and refuses others: it gets w alone."""
+    """They have no state and stay. Optax only gets w: it has state for some and rejects others."""
     leaf = WITHOUT_GRADIENT[name]
     optimizer = rmsprop(RATE, **options)
     params = {"w": W, "x": leaf}
@@ -131,8 +131,8 @@ def test_leaves_without_gradient(options, name):
 @pytest.mark.parametrize("gradient", [jnp.arange(3), jnp.ones(3)], ids=["integer", "float"])
 @pytest.mark.parametrize("given", [True, False])
 @all_options
-def test_a_gradient_for_an_integer_leaf_is_refused_by_name(options, given, gradient, leaf):
-    """Optax takes it. Without params the dtype is unknown, but not that there is no state."""
+def test_gradient_of_an_integer_leaf_is_rejected_by_name(options, given, gradient, leaf):
+    """Optax accepts it. Without params the dtype is unknown, but there is no state for it."""
     given = given or "weight_decay" in options
     optimizer = rmsprop(RATE, **options)
     params = {"n": leaf, "w": W}
@@ -147,7 +147,7 @@ def test_a_gradient_for_an_integer_leaf_is_refused_by_name(options, given, gradi
 @pytest.mark.parametrize("jit", [False, True])
 @all_options
 def test_float0(options, jit):
-    """jax.grad(allow_int=True): zeros that optax.apply_updates can add. Optax squares and fails."""
+    """From jax.grad(allow_int=True): updates are zeros. Optax fails to square a float0."""
     params = {"b": jnp.array([True, False]), "n": jnp.arange(3), "w": W}
     optimizer = rmsprop(RATE, **options)
 
@@ -177,7 +177,7 @@ def test_float0_without_params():
     assert_close(after["w"], steps(optax_rmsprop(), [2 * W], W)[0])
 
 
-# Equinox: what is no array is a leaf too.
+# Equinox, where leaves need not be arrays.
 
 
 class ViT(eqx.Module):
@@ -204,7 +204,7 @@ class ViT(eqx.Module):
 
 @pytest.fixture(scope="module")
 def vit():
-    """A model and gradients of three steps, None where there is none."""
+    """A model and its gradients in three steps, None at leaves without one."""
     x = jnp.linspace(-1, 1, 16).reshape(4, 4)
     model = ViT(jax.random.key(0))
     gradient = eqx.filter_jit(eqx.filter_grad(lambda model, key: (model(x, key) - 1) ** 2))
@@ -233,7 +233,7 @@ FILTERS = {
 )
 @pytest.mark.parametrize("initial", ["unfiltered", "is_array", "is_inexact_array"])
 def test_equinox(initial, given, options, vit):
-    """Filtered or not, in init and in update, as Optax with what has a gradient."""
+    """Filtered or not, in init and update, the result is Optax's on the filtered model."""
     model, gradients = vit
     optimizer = rmsprop(RATE, **options)
     state = optimizer.init(FILTERS[initial](model))
@@ -250,7 +250,7 @@ def test_equinox(initial, given, options, vit):
 
 
 def test_equinox_compiled(vit):
-    """The idiom of Equinox's examples, with the model as params; rmsprop_jax.apply_updates too."""
+    """As in Equinox's examples, with the model as params, and rmsprop_jax.apply_updates."""
     model, gradients = vit
     optimizer = rmsprop(RATE, weight_decay=0.1)
 
@@ -269,7 +269,7 @@ def test_equinox_compiled(vit):
     assert model.mlp.activation is vit[0].mlp.activation
 
 
-# Frozen, by Optax or by gradients of None from the first step to the last.
+# Parameters frozen by Optax, or by gradients of None in all steps.
 
 FROZEN = {"w": False, "f": True, "n": True}
 TRAINED = {"w": True, "f": False, "n": False}
@@ -285,7 +285,7 @@ FREEZERS = {
 @pytest.mark.parametrize("freeze", FREEZERS)
 @without_decay
 def test_frozen(options, freeze):
-    """The updates are Optax's; only our state keeps its structure."""
+    """The updates are Optax's, but only our state keeps its structure."""
     params = {"w": W, "f": W, "n": jnp.arange(3)}
     ours, optaxs = (FREEZERS[freeze](f(RATE, **options)) for f in (rmsprop, optax.rmsprop))
     state, optax_state = ours.init(params), optaxs.init(params)
@@ -303,8 +303,8 @@ def test_frozen(options, freeze):
 
 
 @without_decay
-def test_params_are_not_looked_at_without_need(options):
-    """Of another structure, or none at all: as Optax."""
+def test_params_are_ignored_unless_needed(options):
+    """They may have another structure, or be None, as with Optax."""
     ours, optaxs = rmsprop(RATE, **options), optax.rmsprop(RATE, **options)
     state, g = optaxs.init({"w": W}), {"w": GRADIENTS[0]}
     expected, _ = optaxs.update(g, state, {"other": [W]})
@@ -315,36 +315,36 @@ def test_params_are_not_looked_at_without_need(options):
 
 # Dtypes.
 
-NARROW, WIDE = jnp.bfloat16, jnp.float32
-DTYPES = [(NARROW, WIDE), (jnp.float16, WIDE), (WIDE, NARROW), (NARROW, NARROW), (WIDE, WIDE)]
+HALF, FULL = jnp.bfloat16, jnp.float32
+DTYPES = [(HALF, FULL), (jnp.float16, FULL), (FULL, HALF), (HALF, HALF), (FULL, FULL)]
 
 
 @pytest.mark.parametrize(("dtype", "param_dtype"), DTYPES, ids=str)
 @all_options
-def test_narrow_gradients(options, dtype, param_dtype):
-    """With params the wider dtype, as Optax's, and the numbers of Optax in float32."""
+def test_half_precision_gradients(options, dtype, param_dtype):
+    """With params, updates have the wider dtype, as in Optax, and the numbers of float32."""
     params = W.astype(param_dtype)
-    # The last one's square is below float16's smallest.
+    # The square of the last element underflows in float16.
     gradients = [(g * jnp.array([1.0, 1.0, 1e-4])).astype(dtype) for g in GRADIENTS]
     ours, optaxs = rmsprop(RATE, **options), optax_rmsprop(**options)
     in_float32 = optaxs.init(W)
     state = ours.init(params)
     for g in gradients:
         updates, state = ours.update(g, state, params)
-        expected, in_float32 = optaxs.update(g.astype(WIDE), in_float32, W)
+        expected, in_float32 = optaxs.update(g.astype(FULL), in_float32, W)
         assert updates.dtype == jnp.promote_types(dtype, param_dtype)
         assert updates.dtype == optaxs.update(g, optaxs.init(params), params)[0].dtype
-        assert_close(updates, expected, rtol=1e-5 if updates.dtype == WIDE else 1e-2)
+        assert_close(updates, expected, rtol=1e-5 if updates.dtype == FULL else 1e-2)
 
 
-@pytest.mark.parametrize("dtype", [NARROW, jnp.float16], ids=str)
+@pytest.mark.parametrize("dtype", [HALF, jnp.float16], ids=str)
 @without_decay
-def test_narrow_gradients_without_params(options, dtype):
-    """The gradient's dtype (Optax's is float32: it goes by its state); the average is as wide."""
+def test_half_precision_gradients_without_params(options, dtype):
+    """Updates have the gradient's dtype (Optax's have its state's); averages stay float32."""
     ours, optaxs = rmsprop(RATE, **options), optax.rmsprop(RATE, **options)
     g = GRADIENTS[0].astype(dtype)
     updates, state = ours.update(g, ours.init(W))
-    expected, expected_state = optaxs.update(g.astype(WIDE), optaxs.init(W))
+    expected, expected_state = optaxs.update(g.astype(FULL), optaxs.init(W))
     assert updates.dtype == dtype
     assert_close(updates, expected, rtol=1e-2)
     assert arrays(state) == arrays(ours.init(W))
@@ -353,7 +353,7 @@ def test_narrow_gradients_without_params(options, dtype):
 
 
 def test_float16_gradients_at_a_small_rate():
-    """Updates of 1e-8 are below float16's smallest; [optax 1039, 377]."""
+    """Updates of 1e-8 underflow in float16; [optax 1039, 377]."""
     g = jnp.asarray(np.random.default_rng(0).standard_normal((300, 8)), jnp.float16)
 
     def move(optimizer, gradients):
@@ -367,15 +367,15 @@ def test_float16_gradients_at_a_small_rate():
 
     moved = move(rmsprop(1e-8), g)
     assert moved.dtype == jnp.float32
-    np.testing.assert_allclose(moved, move(rmsprop(1e-8), g.astype(WIDE)), rtol=1e-5)
-    expected = move(optax.rmsprop(1e-8), g.astype(WIDE))
+    np.testing.assert_allclose(moved, move(rmsprop(1e-8), g.astype(FULL)), rtol=1e-5)
+    expected = move(optax.rmsprop(1e-8), g.astype(FULL))
     np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
 
 
 @pytest.mark.parametrize("given", [False, True])
 @without_decay
 def test_float32_gradients_of_float64_parameters(options, given, x64):
-    """Without params the updates are the gradient's float32, where Optax goes by its state."""
+    """Without params, updates have the gradient's float32, but Optax's have its state's dtype."""
     params = jnp.asarray(np.asarray(W), jnp.float64)
     ours, optaxs = rmsprop(RATE, **options), optax.rmsprop(RATE, **options)
     state, optax_state = ours.init(params), optaxs.init(params)
@@ -393,14 +393,14 @@ def test_float32_gradients_of_float64_parameters(options, given, x64):
     "rate", [-RATE, lambda count: 0.05 - 0.1 * count], ids=["rate", "schedule"]
 )
 @without_decay
-def test_a_negative_rate_climbs(options, rate):
-    """As in diffrax's neural SDE, whose discriminator climbs."""
+def test_negative_rate_maximizes(options, rate):
+    """As in diffrax's neural SDE, whose discriminator maximizes."""
     ours, _ = steps(rmsprop(rate, **options), GRADIENTS, W)
     assert_close(ours, steps(optax.rmsprop(rate, **options), GRADIENTS, W)[0])
 
 
 @pytest.mark.parametrize("function", [rmsprop, optax.rmsprop])
-def test_one_half_climbs(function):
+def test_one_of_two_networks_maximizes(function):
     optimizer = optax.partition(
         {"up": function(-RATE), "down": function(RATE)}, {"generator": "down", "critic": "up"}
     )
@@ -412,7 +412,7 @@ def test_one_half_climbs(function):
 
 @all_options
 def test_python_floats_are_parameters(options):
-    """As for jax.grad: with state, weight decay and updates."""
+    """As in jax.grad. They have state, weight decay and updates."""
     params, gradients = {"a": 1.0, "b": [2.0]}, {"a": 0.5, "b": [-3.0]}
     ours, optaxs = rmsprop(RATE, **options), optax_rmsprop(**options)
     assert arrays(ours.init(params)) == arrays(ours.init(jax.tree.map(jnp.asarray, params)))
@@ -426,7 +426,7 @@ NESTED = {"w": {"kernel": jnp.ones((2, 3)), "bias": W}, "head": [W, jnp.ones((3,
 MASKS = {
     "tree": {"w": {"kernel": True, "bias": False}, "head": [False, True]},
     "prefix": {"w": True, "head": False},
-    "whole": False,
+    "one boolean": False,
     "callable": lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params),
     "callable prefix": lambda params: {name: name == "w" for name in params},
 }
@@ -435,20 +435,20 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"centered": True}], ids=str)
 def test_mask_of_weight_decay(options, mask):
-    """As optax.adamw's: where it is True, w loses rate * decay * w a step, elsewhere nothing."""
+    """As in optax.adamw: where it is True, w loses rate * decay * w per step, elsewhere nothing."""
     options = {"weight_decay": 0.5, "mask": MASKS[mask], **options}
     gradients = [jax.tree.map(lambda p, i=i: (i - 0.7) * p, NESTED) for i in range(3)]
     ours, _ = steps(rmsprop(RATE, **options), gradients, NESTED)
     assert_close(ours, steps(optax_rmsprop(**options), gradients, NESTED)[0])
     zeros = [jax.tree.map(jnp.zeros_like, NESTED)] * 3
     ours, _ = steps(rmsprop(RATE, **options), zeros, NESTED)
-    # Optax's masks are prefixes, too: this one makes a tree of them.
+    # optax.masked also accepts prefixes.
     kept = optax.masked(optax.scale((1 - RATE * 0.5) ** 3), MASKS[mask])
     assert_close(ours, kept.update(NESTED, kept.init(NESTED))[0])
 
 
 def test_masked_decay_follows_the_schedule():
-    """By hand: the decay of each step is that step's rate."""
+    """Each step decays by its own learning rate."""
     optimizer = rmsprop(
         lambda count: 0.1 * (count + 1), weight_decay=0.5, mask={"a": True, "b": False}
     )
@@ -461,7 +461,7 @@ TREE = {"w": True, "n": False, "f": True}
 
 @pytest.mark.parametrize("mask", [TREE, lambda params: {name: TREE[name] for name in params}])
 def test_mask_where_leaves_have_no_gradient(mask):
-    """What has no gradient does not decay, whatever the mask says of it."""
+    """Such leaves do not decay, whatever the mask says about them."""
     params = {"w": W, "n": jnp.arange(3), "f": W}
     gradients = [{"w": g, "n": None, "f": None} for g in GRADIENTS]
     optimizer = rmsprop(RATE, weight_decay=0.5, mask=mask)
@@ -470,13 +470,13 @@ def test_mask_where_leaves_have_no_gradient(mask):
     assert_close((after["n"], after["f"]), (params["n"], W), rtol=0)
 
 
-# One structure.
+# The structure is the same after every step.
 
 
 @pytest.mark.parametrize("accumulator_dtype", STORAGES)
 @all_options
-def test_scan_carries_what_has_no_gradient(options, accumulator_dtype):
-    """Structures and dtypes are the same after every step; Optax's lose the None and fail here."""
+def test_scan_carries_leaves_without_gradient(options, accumulator_dtype):
+    """Structures and dtypes do not change. Optax fails here: its state loses such leaves."""
     params = {"w": W, "f": W, "n": jnp.arange(3), "k": jax.random.key(0), "none": None}
     optimizer = rmsprop(RATE, **options, accumulator_dtype=accumulator_dtype)
 
@@ -498,12 +498,12 @@ def test_scan_carries_what_has_no_gradient(options, accumulator_dtype):
         assert_close(after["w"], steps(optax_rmsprop(**options), GRADIENTS, W)[0])
 
 
-# Containers and kinds that take care of themselves.
+# Other containers and dtypes.
 
 
 @jax.tree_util.register_pytree_node_class
 class Checked:
-    """A container that takes nothing but arrays."""
+    """A container that only accepts arrays."""
 
     def __init__(self, w):
         assert isinstance(w, jax.Array), w
@@ -517,7 +517,7 @@ class Checked:
         return cls(*children)
 
 
-def test_a_container_that_checks_what_it_holds():
+def test_container_that_checks_its_leaves():
     params = Checked(jnp.arange(3.0))
     for function in (rmsprop, optax.rmsprop):
         optimizer = function(0.1, momentum=0.9)
@@ -527,7 +527,7 @@ def test_a_container_that_checks_what_it_holds():
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
 @pytest.mark.parametrize("given", [True, False])
-def test_a_real_gradient_of_a_complex_parameter(given, options):
+def test_real_gradient_of_a_complex_parameter(given, options):
     params, g = jnp.ones(2, jnp.complex64), jnp.array([0.5, -2.0])
     ours, theirs = (
         function(0.1, **options).update(

@@ -1,4 +1,4 @@
-"""Rows without a gradient stay. Against TensorFlow's own sparse updates: tests/frameworks."""
+"""Rows with a zero gradient do not change. TensorFlow's own sparse updates: tests/frameworks."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from rmsprop_jax import dialects, rmsprop, second_moment, untouched_rows
 
 ROWS, STEPS = 6, 12
 OPTIMIZERS = {
-    "plain": rmsprop(0.1),
+    "rmsprop": rmsprop(0.1),
     "centered": rmsprop(0.1, centered=True),
     "momentum": rmsprop(0.1, momentum=0.9, nesterov=True),
     "decaying": rmsprop(0.1, momentum=0.9, weight_decay=0.1),
@@ -24,7 +24,7 @@ every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=
 
 
 def sparse_gradients(*shape, seed=0):
-    """Each row has a gradient in a third of the steps; an element of it may still be zero."""
+    """Each row has a gradient in a third of the steps, with some elements zero."""
     rng = np.random.default_rng(seed)
     used = rng.random((STEPS, ROWS)) < 1 / 3
     used[0] = np.arange(ROWS) < ROWS - 1
@@ -45,7 +45,7 @@ def steps(optimizer, gradients, params):
 
 @every_optimizer
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
-def test_a_row_goes_as_if_it_were_alone_in_the_steps_that_use_it(shape, optimizer):
+def test_row_is_updated_as_if_only_the_steps_that_use_it_existed(shape, optimizer):
     gradients, used = sparse_gradients(*shape)
     start = jnp.ones((ROWS, *shape))
     params, state = steps(untouched_rows(optimizer), gradients, start)
@@ -67,7 +67,7 @@ def test_a_row_goes_as_if_it_were_alone_in_the_steps_that_use_it(shape, optimize
     ],
     ids=["tree", "function"],
 )
-def test_mask_names_the_embeddings(mask):
+def test_mask_selects_the_embeddings(mask):
     gradients, _ = sparse_gradients(3)
     gradients = [{"embedding": g, "dense": {"w": g}, "scale": g.mean()} for g in gradients]
     start = {"embedding": jnp.ones((ROWS, 3)), "dense": {"w": jnp.ones((ROWS, 3))}, "scale": 1.0}
@@ -82,7 +82,7 @@ def test_mask_names_the_embeddings(mask):
     assert abs(embedding - dense["embedding"]).max() > 0.1
 
 
-def test_leaves_without_a_gradient_stay():
+def test_leaves_without_a_gradient_do_not_change():
     params = {"w": jnp.ones((2, 2)), "frozen": jnp.ones(2), "n": 3, "none": None}
     gradients = {"w": jnp.eye(2).at[1].set(0), "frozen": None, "n": None, "none": None}
     optimizer = untouched_rows(rmsprop(0.1, centered=True, momentum=0.9))
@@ -93,7 +93,7 @@ def test_leaves_without_a_gradient_stay():
     assert updates["w"][0, 0] != 0
 
 
-def test_a_gradient_that_is_nan_is_seen():
+def test_nan_gradient_counts_as_nonzero():
     optimizer = untouched_rows(rmsprop(0.1))
     w = jnp.ones((2, 2))
     updates, _ = optimizer.update(w.at[0].set(jnp.nan).at[1].set(0), optimizer.init(w), w)
@@ -112,7 +112,7 @@ def test_a_gradient_that_is_nan_is_seen():
 )
 @pytest.mark.parametrize("inside", [False, True])
 def test_wrappers(wrapped, inside):
-    """Around it, or inside it."""
+    """Around `untouched_rows` or inside it."""
     optimizer = rmsprop(0.1, momentum=0.9)
     tx = untouched_rows(wrapped(optimizer)) if inside else wrapped(untouched_rows(optimizer))
     params = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
@@ -142,7 +142,7 @@ def test_bfloat16_average_of_an_untouched_row_is_kept_bit_for_bit():
         assert (tree_get(later, name)[0] != tree_get(state, name)[0]).any()
 
 
-def test_8_bits_are_refused():
+def test_8_bits_are_rejected():
     optimizer = untouched_rows(rmsprop(0.1, accumulator_dtype="float8_e5m2"))
     with pytest.raises(ValueError, match=r"untouched_rows needs .* 8-bit .*bfloat16"):
         optimizer.init(jnp.ones((2, 2)))
@@ -156,7 +156,7 @@ def test_8_bits_are_refused():
     ],
     ids=["MultiSteps", "adafactor"],
 )
-def test_states_without_rows_are_refused(wrapped, message):
+def test_states_without_rows_are_rejected(wrapped, message):
     optimizer = untouched_rows(wrapped)
     w = jnp.ones((256, 200))
     with pytest.raises(ValueError, match=message):
@@ -172,13 +172,13 @@ def test_multi_steps_around_it():
 W3 = jnp.ones(3)
 
 
-def test_another_thing_than_an_optimizer_is_refused():
+def test_argument_that_is_not_an_optimizer_is_rejected():
     with pytest.raises(TypeError, match=r"optimizer must be an Optax transformation, got 0\.1"):
         untouched_rows(0.1)
 
 
 @pytest.mark.parametrize("mask", [{"v": True}, {"w": {"c": True}}, (True,)])
-def test_mask_like_another_tree_is_refused(mask):
+def test_mask_like_another_tree_is_rejected(mask):
     optimizer = untouched_rows(rmsprop(0.1), mask)
     params = {"w": W3}
     with pytest.raises(ValueError, match="mask must be True or False, or a tree of them"):
@@ -186,6 +186,6 @@ def test_mask_like_another_tree_is_refused(mask):
 
 
 @pytest.mark.parametrize("mask", [1, "embedding", {"w": 1}])
-def test_mask_of_something_else_is_refused(mask):
+def test_mask_that_is_not_of_booleans_is_rejected(mask):
     with pytest.raises(TypeError, match="mask must be True or False"):
         untouched_rows(rmsprop(0.1), mask)

@@ -1,4 +1,4 @@
-"""Bad input, in two tables: what is refused when built, and what is refused when traced."""
+"""Bad input, in two tables: what raises when built, and what raises when traced."""
 
 import types
 
@@ -21,8 +21,8 @@ from support.bad_values import (
 import rmsprop_jax
 from rmsprop_jax import _transform, rmsprop, scale_by_rms, scale_by_stddev
 
-# Where, the argument, what is wrong with it, and what the message must say of what is allowed.
-REFUSED_WHEN_BUILT = [
+# The function, the argument, a bad value, the error, and what its message must say is allowed.
+BAD_WHEN_BUILT = [
     *((rmsprop, "learning_rate", bad, ValueError, "finite") for bad in NOT_FINITE),
     *((rmsprop, "learning_rate", bad, TypeError, "or a schedule") for bad in NOT_A_NUMBER),
     *((rmsprop, "weight_decay", bad, ValueError, ">= 0") for bad in NOT_A_SIZE),
@@ -59,13 +59,13 @@ REFUSED_WHEN_BUILT = [
 
 
 @pytest.mark.parametrize(
-    ("function", "argument", "bad", "error", "allowed"), REFUSED_WHEN_BUILT, ids=name_of
+    ("function", "argument", "bad", "error", "allowed"), BAD_WHEN_BUILT, ids=name_of
 )
-def test_refused_when_built(function, argument, bad, error, allowed):
+def test_rejected_when_built(function, argument, bad, error, allowed):
     required = {"learning_rate": 0.1} if function is rmsprop else {}
-    with pytest.raises(error) as refused:
+    with pytest.raises(error) as raised:
         function(**required | {argument: bad})
-    message = str(refused.value)
+    message = str(raised.value)
     assert message.startswith(argument)
     assert allowed in message
     assert len(message.splitlines()[0]) < 300
@@ -85,8 +85,8 @@ def without(key):
     return {k: v for k, v in tree().items() if k != key}
 
 
-# What to call with what, the error, and what its message must name.
-REFUSED_WHEN_TRACED = {
+# A call, its error, and what the message must name.
+BAD_WHEN_TRACED = {
     "integer gradient": (
         lambda: rmsprop(0.1).update(tree() | {"w": jnp.ones((2, 3), int)}, state_of()),
         TypeError, ["updates['w']", "int32"],
@@ -183,7 +183,7 @@ REFUSED_WHEN_TRACED = {
         lambda: rmsprop(lambda _: INF).update(tree(), state_of(learning_rate=lambda _: 0.1)),
         ValueError, ["learning_rate(", "a finite number", "inf"],
     ),
-    "schedule that makes a schedule": (
+    "schedule that returns a schedule": (
         lambda: rmsprop(optax.constant_schedule).update(
             tree(), state_of(learning_rate=lambda _: 0.1)
         ),
@@ -238,15 +238,15 @@ REFUSED_WHEN_TRACED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSED_WHEN_TRACED)
+@pytest.mark.parametrize("case", BAD_WHEN_TRACED)
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
-def test_refused_when_traced(case, jit):
-    call, error, named = REFUSED_WHEN_TRACED[case]
-    with pytest.raises(error) as refused:
+def test_rejected_when_traced(case, jit):
+    call, error, named = BAD_WHEN_TRACED[case]
+    with pytest.raises(error) as raised:
         jax.eval_shape(call) if jit else call()
     for name in named:
-        assert name in str(refused.value)
-    assert len(str(refused.value).splitlines()[0]) < 300
+        assert name in str(raised.value)
+    assert len(str(raised.value).splitlines()[0]) < 300
 
 
 @pytest.mark.parametrize(
@@ -261,10 +261,10 @@ def test_refused_when_traced(case, jit):
 )
 @pytest.mark.parametrize("params", [None, tree()], ids=["without params", "with params"])
 def test_state_of_another_configuration(params, bad):
-    """Both ways, and whether the state is held against gradients or parameters."""
+    """Either way round, with and without parameters to compare with."""
     for ours, other in (({}, bad), (bad, {})):
         optimizer = rmsprop(**{"learning_rate": 0.1} | ours)
-        with pytest.raises(ValueError, match="state must be built as init"):
+        with pytest.raises(ValueError, match="state must have the structure of init"):
             optimizer.update(tree(), state_of(**other), params)
 
 
@@ -289,14 +289,14 @@ def test_message_about_one_leaf_of_five_thousand():
     other = {f"block {i}": jnp.ones(()) for i in range(5000)}
     state = rmsprop(0.1).init(params)
     for updates in (fewer, other):
-        with pytest.raises(ValueError, match=r"nu\['layer") as refused:
+        with pytest.raises(ValueError, match=r"nu\['layer") as raised:
             rmsprop(0.1).update(updates, state)
-        assert len(str(refused.value)) < 400
+        assert len(str(raised.value)) < 400
 
 
 @pytest.mark.parametrize("params", [None, tree()], ids=["without params", "with params"])
 def test_shapes_are_checked_without_chex(params):
-    """Nothing broadcasts, whatever chex is told."""
+    """Nothing broadcasts even if chex's assertions are disabled."""
     chex.disable_asserts()
     try:
         with pytest.raises(ValueError, match=r"\(1, 3\)"):
@@ -305,28 +305,27 @@ def test_shapes_are_checked_without_chex(params):
         chex.enable_asserts()
 
 
-def test_chex_stands_behind_that():
-    """What slips past the checks of the package meets chex's."""
-    part = _transform._rms_step
+def test_chex_is_the_second_line_of_defence():
+    """It catches shapes that the package's own checks did not see."""
     with pytest.raises(AssertionError, match="Chex"):
-        part(
+        _transform._rms_step(
             jnp.ones(4), jnp.ones((1, 3)), jnp.ones((2, 3)), None,
             eps_in_sqrt=True, bias_correction=False,
         )  # fmt: skip
 
 
-def test_state_of_another_accumulator_dtype_is_refused(x64):
+def test_state_of_another_accumulator_dtype_is_rejected(x64):
     params = jnp.ones(3, jnp.float32)
     state = scale_by_rms(accumulator_dtype="float32").init(params)
-    with pytest.raises(ValueError, match=r"state: nu is float32, it must be float64"):
+    with pytest.raises(ValueError, match=r"state: nu is float32, but must be float64"):
         scale_by_rms(accumulator_dtype="float64").update(params, state)
 
 
-def test_average_in_bfloat16_is_not_taken_for_a_wide_one():
-    """That of Optax for bfloat16 parameters: rounded to nearest it would stall."""
+def test_bfloat16_average_of_optax_is_rejected():
+    """Optax rounds it to nearest, so it would stall."""
     params = jnp.ones(3, jnp.bfloat16)
     state = optax.scale_by_rms().init(params)
-    with pytest.raises(ValueError, match=r"state: nu is bfloat16, it must be float32.*cast"):
+    with pytest.raises(ValueError, match=r"state: nu is bfloat16, but must be float32.*cast"):
         scale_by_rms().update(params, state)
 
 
@@ -346,19 +345,25 @@ def test_mask_that_is_not_of_booleans(called, bad):
     [
         ({"count": jnp.arange(3)}, r"step counter .* int32 of shape \(3,\)"),
         ({"count": jnp.float32(2)}, r"step counter .* float32 of shape \(\)"),
-        ({"nu": {"w": [0.0, 0.0]}}, r"state must be built as .*missing leaves: nu\['w'\]"),
-        ({"nu": {"w": {"deep": jnp.ones(2)}}}, r"state must be built as .*nu\['w'\]\['deep'\]"),
+        (
+            {"nu": {"w": [0.0, 0.0]}},
+            r"state must have the structure of .*missing leaves: nu\['w'\]",
+        ),
+        (
+            {"nu": {"w": {"deep": jnp.ones(2)}}},
+            r"state must have the structure of .*nu\['w'\]\['deep'\]",
+        ),
     ],
     ids=str,
 )
-def test_a_state_with_something_else_in_it(bad, named):
+def test_state_with_bad_contents(bad, named):
     params = {"w": jnp.ones(2)}
     tx = scale_by_rms(bias_correction=True)
     with pytest.raises(ValueError, match=named.replace("leaves: nu", "leaves: .nu")):
         tx.update(params, tx.init(params)._replace(**bad))
 
 
-def test_the_way_out_for_a_centred_state_of_optax():
+def test_message_for_a_centred_state_of_optax():
     state = optax.rmsprop(0.1, centered=True).init(tree())
     with pytest.raises(ValueError, match=r"interop\.optax converts"):
         rmsprop(0.1, centered=True).update(tree(), state)
@@ -395,7 +400,7 @@ def test_allowed(options):
 
 
 def test_traced_values_pass():
-    """What has no value yet cannot be checked: out of range, and still traced."""
+    """They have no value yet, so a bad one cannot be rejected."""
 
     @jax.jit
     def first_update(rate, decay, eps, momentum, weight_decay):

@@ -1,4 +1,4 @@
-"""JAX runs on the CPU, or it would look for a GPU. Here, before a module makes an array."""
+"""Makes JAX run on the CPU instead of looking for a GPU, before any module makes an array."""
 
 import jax
 

@@ -1,6 +1,6 @@
-"""The step as XLA compiles it for an H100: few kernels, each byte moved once. Extra `cuda`.
+"""The step as compiled for an H100: few kernels, which move each byte once. Extra `cuda`.
 
-Compiled ahead of time; nothing is run. `h100.txtpb` is what the compiler would ask the GPU for.
+Compiled ahead of time; nothing is run. `h100.txtpb` tells the compiler about the GPU.
 """
 
 import jax
@@ -35,7 +35,7 @@ rates = pytest.mark.parametrize("rate", RATES)
 def assert_at_floor(compiled, shapes, state, most=1.01):
     """Gradient and parameter read, parameter written, state read and written."""
     least = floor(shapes, state)
-    # Less would be miscounted.
+    # Less than the floor would be a miscount.
     assert least <= sum(kernel.bytes for kernel in kernels(compiled)) <= most * least
     assert compiled.memory_analysis().temp_size_in_bytes <= 0.01 * least
 
@@ -64,7 +64,7 @@ def test_transformer_is_at_the_floor_in_few_kernels(variant, rate):
 
 
 @pytest.mark.parametrize("optimizer", [INJECTED, PYTORCH], ids=["inject_hyperparams", "pytorch"])
-def test_other_ways_to_momentum_are_at_the_floor_in_few_kernels(optimizer):
+def test_inject_hyperparams_and_pytorch_are_at_the_floor_in_few_kernels(optimizer):
     compiled = compile_step(optimizer)
     assert len(kernels(compiled)) <= 40
     assert_at_floor(compiled, TRANSFORMER, 8)
@@ -72,14 +72,14 @@ def test_other_ways_to_momentum_are_at_the_floor_in_few_kernels(optimizer):
 
 
 def test_bfloat16_is_at_the_floor():
-    """XLA copies the average of one leaf of 174, and the bytes count it."""
+    """XLA copies the average of one of 174 leaves, which the bytes include."""
     compiled = compile_step(rmsprop_jax.rmsprop(1e-3, accumulator_dtype="bfloat16"))
     assert len(kernels(compiled)) <= 0.7 * LEAVES
     assert_at_floor(compiled, TRANSFORMER, 2)
     assert len(copied(compiled)) <= 1
 
 
-# Bytes of state a parameter, kernels and instructions a leaf.
+# Bytes of state per parameter, and the most kernels and instructions per leaf.
 LOW_PRECISION = {
     ("bfloat16", ""): (2, 1.3, 90),
     ("bfloat16", "momentum"): (4, 1.3, 135),
@@ -90,18 +90,18 @@ LOW_PRECISION = {
 }
 
 
-@pytest.mark.parametrize(("dtype", "with_"), LOW_PRECISION)
-def test_low_precision_is_at_the_floor_in_few_kernels_and_instructions(dtype, with_):
-    options = {"momentum": {"momentum": 0.9}, "centred": {"centered": True}}.get(with_, {})
-    state, of_leaf, most = LOW_PRECISION[dtype, with_]
+@pytest.mark.parametrize(("dtype", "option"), LOW_PRECISION)
+def test_low_precision_is_at_the_floor_in_few_kernels_and_instructions(dtype, option):
+    options = {"momentum": {"momentum": 0.9}, "centred": {"centered": True}}.get(option, {})
+    state, most_kernels, most_instructions = LOW_PRECISION[dtype, option]
     optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype, **options)
     compiled = compile_step(optimizer, FEW_LEAVES)
-    assert len(kernels(compiled)) <= of_leaf * len(FEW_LEAVES)
-    assert instructions(compiled) <= most * len(FEW_LEAVES)
+    assert len(kernels(compiled)) <= most_kernels * len(FEW_LEAVES)
+    assert instructions(compiled) <= most_instructions * len(FEW_LEAVES)
     assert_at_floor(compiled, FEW_LEAVES, state)
 
 
-def test_one_byte_is_at_the_floor_in_few_kernels():
+def test_8_bits_are_at_the_floor_in_few_kernels():
     compiled = compile_step(rmsprop_jax.rmsprop(1e-3, accumulator_dtype="float8_e5m2"))
     assert len(kernels(compiled)) <= 2.6 * LEAVES
     assert_at_floor(compiled, TRANSFORMER, 1, most=1.02)
@@ -111,22 +111,22 @@ OPTAX = [optax.rmsprop(1e-3), optax.adam(1e-3)]
 
 
 @pytest.mark.parametrize("optimizer", OPTAX, ids=["rmsprop", "adam"])
-def test_optax_takes_a_kernel_a_leaf(optimizer):
-    """What the README compares with. Adam has one more for each bias correction."""
+def test_optax_takes_one_kernel_per_leaf(optimizer):
+    """The baseline of the comparison. Adam has one more for each bias correction."""
     assert LEAVES <= len(kernels(compile_step(optimizer))) <= LEAVES + 2
 
 
-# Each of these is something that the tests above would see.
+# What the tests above would see.
 
 
-def test_the_kernels_can_be_many(monkeypatch):
-    """Without the barrier each leaf reads constants, and has a kernel."""
+def test_without_the_barrier_there_are_many_kernels(monkeypatch):
+    """Each leaf then reads constants, and has its own kernel."""
     monkeypatch.setattr(jax.lax, "optimization_barrier", lambda x: x)
     assert len(kernels(compile_step(rmsprop_jax.rmsprop(1e-3)))) == LEAVES
 
 
-def test_the_bytes_can_be_more():
-    """A scale from the newest maximum takes a second pass."""
+def test_a_second_pass_moves_more_bytes():
+    """A scale from the newest amax needs one."""
 
     def init(params):
         return [jnp.zeros(p.shape, jnp.float8_e5m2) for p in params]
@@ -145,8 +145,8 @@ def test_the_bytes_can_be_more():
         assert_at_floor(compiled, ONE_LEAF, 1)
 
 
-def test_a_leaf_can_be_copied():
-    """Two donated arrays that change places do so through a third."""
+def test_swapped_arrays_are_copied():
+    """Two donated arrays that change places need a third."""
 
     def init(params):
         return params, params

@@ -1,4 +1,4 @@
-"""No run outlives its test."""
+"""Kills runs that would outlive their test."""
 
 import contextlib
 import os

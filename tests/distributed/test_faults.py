@@ -1,22 +1,22 @@
-"""Runs that are killed, or whose checkpoints are spoilt, and go on."""
+"""Runs that continue after being killed, or with damaged checkpoints."""
 
 import re
 import shutil
 import signal
 
 import pytest
-from support.commands import ONE, begun, bits, finished, refused, sealed, wait_for
+from support.commands import ONE, bits, finished, rejected, sealed, started, wait_for
 
 
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory):
-    """The result of a run on one process, and its folder."""
+    """The result of an undisturbed run in one process, and its folder."""
     folder = tmp_path_factory.mktemp("one")
     return finished(folder, *ONE)[0], folder
 
 
-def test_killed_in_training(never_killed, tmp_path):
-    run, _ = begun(tmp_path, *ONE)
+def test_killed_while_training(never_killed, tmp_path):
+    run, _ = started(tmp_path, *ONE)
     wait_for(lambda: sealed(tmp_path, 10), run)
     run.kill()
     assert run.wait() == -signal.SIGKILL
@@ -26,30 +26,30 @@ def test_killed_in_training(never_killed, tmp_path):
     assert bits(result) == bits(never_killed[0])
 
 
-def test_killed_in_writing(never_killed, tmp_path):
-    """Killed when a checkpoint is half there; it is tried again if it was whole by then."""
+def test_killed_while_writing_a_checkpoint(never_killed, tmp_path):
+    """Retries if the checkpoint was complete before the run was killed."""
 
-    def half():
+    def unsealed():
         folders = (tmp_path / "checkpoints").glob("[123]0*")
         return [f.name for f in folders if not (f / "seal.json").exists()]
 
     for _ in range(5):
-        run, _ = begun(tmp_path, *ONE)
-        wait_for(half, run)
+        run, _ = started(tmp_path, *ONE)
+        wait_for(unsealed, run)
         run.kill()
         run.wait()
-        if half():
+        if unsealed():
             break
-    left = half()
-    assert left, "no run was killed in writing"
+    left = unsealed()
+    assert left, "no run was killed while writing"
     result, messages = finished(tmp_path, *ONE)
     assert bits(result) == bits(never_killed[0])
-    assert not half()
-    whole = [name for name in left if name.isdecimal()]
-    assert all(f"checkpoint {name} is refused: seal.json" in messages for name in whole)
+    assert not unsealed()
+    renamed = [name for name in left if name.isdecimal()]
+    assert all(f"checkpoint {name} is refused: seal.json" in messages for name in renamed)
 
 
-def test_a_truncated_checkpoint_is_refused_and_the_older_taken(never_killed, tmp_path):
+def test_truncated_checkpoint_is_rejected_and_an_older_one_used(never_killed, tmp_path):
     result, folder = never_killed
     shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
     file = max((tmp_path / "checkpoints/30/default/params.layer 1.w").iterdir())
@@ -60,20 +60,20 @@ def test_a_truncated_checkpoint_is_refused_and_the_older_taken(never_killed, tmp
     assert bits(again) == bits(result)
 
 
-def test_of_another_storage_is_refused(never_killed, tmp_path):
+def test_checkpoint_in_another_dtype_is_rejected(never_killed, tmp_path):
     shutil.copytree(never_killed[1] / "checkpoints", tmp_path / "checkpoints")
-    messages = refused(tmp_path, *ONE, "--storage", "float32")
+    messages = rejected(tmp_path, *ONE, "--storage", "float32")
     assert "no checkpoint in" in messages.splitlines()[-1]
     assert re.search(r"leaf state\..* is bfloat16.*, and must be float32", messages)
 
 
-def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):
-    messages = refused(tmp_path, *ONE, "--batch-size", "100")
+def test_batch_size_that_devices_do_not_divide_is_rejected(tmp_path):
+    messages = rejected(tmp_path, *ONE, "--batch-size", "100")
     assert "argument --batch-size: must be a multiple of the 8 devices, got 100" in messages
 
 
-def test_a_finished_run_is_left_as_it_is(never_killed, tmp_path):
-    """Its picture, too: there is no loss to draw any more."""
+def test_finished_run_is_left_as_it_is(never_killed, tmp_path):
+    """Starting it again draws no picture: there are no new losses."""
     shutil.copytree(never_killed[1] / "checkpoints", tmp_path / "checkpoints")
     again, _ = finished(tmp_path, *ONE)
     assert again.startswith("this run was finished before")
@@ -82,7 +82,7 @@ def test_a_finished_run_is_left_as_it_is(never_killed, tmp_path):
 
 
 def test_result_says_what_each_device_holds(never_killed):
-    """304 000 parameters: an eighth of a byte for v and two for momentum, and scalars."""
+    """An eighth of 3 bytes per parameter, one for v and two for momentum, plus scalars."""
     held = int(re.search(r"(\d+) bytes of state on each", never_killed[0]).group(1))
     size = 64 * 512 + 512 + 512 * 512 + 512 + 512 * 16 + 16
     assert 3 * size / 8 <= held <= 1.01 * 3 * size / 8

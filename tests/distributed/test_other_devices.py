@@ -1,4 +1,4 @@
-"""A run goes on on another number of devices."""
+"""A run continues on another number of devices."""
 
 import shutil
 
@@ -20,22 +20,22 @@ def final_params(folder):
     return jax.tree.leaves(tree["params"])
 
 
-def gone_back(folder, to):
-    """A copy of a run, as it was at step 20."""
+def copy_at_step_20(folder, to):
+    """Copies a run as it was at step 20."""
     shutil.copytree(folder / "checkpoints", to / "checkpoints")
     shutil.rmtree(to / "checkpoints" / "30")
     return to
 
 
 @pytest.mark.parametrize(("layout", "before", "after"), [("zero-1", "8", "2"), ("fsdp", "2", "8")])
-def test_goes_on_on_another_number_of_devices(layout, before, after, tmp_path):
-    """Within 1e-6 of the run that stayed where it was.
+def test_continues_on_another_number_of_devices(layout, before, after, tmp_path):
+    """Within 1e-6 of the run that kept its devices.
 
-    In float32: in one byte another last digit of a sum may round an average up, not down.
+    In float32: in 8 bits a last-bit difference of a sum may round an average up instead of down.
     """
     flags = ["--layout", layout, "--storage", "float32"]
     finished(tmp_path / "stayed", *flags, "--devices", before)
-    moved = gone_back(tmp_path / "stayed", tmp_path / "moved")
+    moved = copy_at_step_20(tmp_path / "stayed", tmp_path / "moved")
     _, messages = finished(moved, *flags, "--devices", after)
     assert "continues at step 20" in messages
     for a, b in zip(final_params(moved), final_params(tmp_path / "stayed"), strict=True):

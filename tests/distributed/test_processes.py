@@ -1,4 +1,4 @@
-"""Two processes: the bits of one, and what happens when one of them ends."""
+"""Two processes: the same bits as one process, and what happens when one of them dies."""
 
 import os
 import pickle
@@ -16,12 +16,12 @@ from support.commands import (
     ROOT,
     STARTED,
     TWO,
-    begun,
     bits,
     command,
     environment,
     finished,
     sealed,
+    started,
     wait_for,
 )
 from support.layouts import (
@@ -52,11 +52,11 @@ pathlib.Path.rename = full
 def test_one_of_two_is_killed(tmp_path):
     expected, _ = finished(tmp_path / "left alone", *TWO)
     folder = tmp_path / "killed"
-    run, messages = begun(folder, *TWO)
+    run, messages = started(folder, *TWO)
     wait_for(lambda: sealed(folder, 10), run)
     second = int(re.search(r"process 1: pid (\d+)", messages.read_text()).group(1))
     os.kill(second, signal.SIGKILL)
-    # Not left in wait for the other's part of a sum.
+    # Process 0 does not wait for the other's part of a sum.
     assert run.wait(timeout=60) == 1
     text = messages.read_text()
     assert "process 1 was killed by signal 9" in text or "process 0 ended with" in text
@@ -94,16 +94,16 @@ def test_started_by_a_scheduler(tmp_path):
 
 
 def test_an_error_in_one_of_two_stops_both(tmp_path):
-    """The disk is full as the first one seals a checkpoint; the second waits for it."""
+    """The disk is full when the first one seals a checkpoint, and the second waits for it."""
     (tmp_path / "sitecustomize.py").write_text(FULL_DISK)
-    run, messages = begun(tmp_path, *TWO, PYTHONPATH=str(tmp_path))
+    run, messages = started(tmp_path, *TWO, PYTHONPATH=str(tmp_path))
     assert run.wait(timeout=100) == 1
     assert "OSError: [Errno 28] No space left on device" in messages.read_text()
     assert "process 0 ended with 1, and so the others were stopped" in messages.read_text()
 
 
 def test_no_process_outlives_the_one_that_started_it(tmp_path):
-    run, messages = begun(tmp_path, *TWO, "--steps", "100000")
+    run, messages = started(tmp_path, *TWO, "--steps", "100000")
     wait_for(lambda: messages.read_text().count("pid ") == 2, run)
     pids = [int(pid) for pid in re.findall(r"pid (\d+)", messages.read_text())]
     run.kill()
@@ -145,7 +145,7 @@ def as_in(leaves, expected):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_the_same_bits_on_two_processes(dtype, layout, of_two_processes):
-    """On the same gradients, in every storage and layout."""
+    """With the same gradients, in every dtype and layout."""
     one = updates_and_state(mesh_of(1), layout, dtype, OPTIONS[1])
     assert_same_updates_and_state(as_in(of_two_processes[layout, dtype], one), one)
 

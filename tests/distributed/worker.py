@@ -1,4 +1,4 @@
-"""One of two processes: what `layouts` computes, on two devices of each, as a file."""
+"""One of two processes with two devices each: writes what `layouts` computes to a file."""
 
 import pickle
 import sys

@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: the reference, trajectories, layouts, compilers, training."""
+"""Shared by tests and benchmarks: the reference, trajectories, layouts, compilers, training."""

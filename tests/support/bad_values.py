@@ -1,4 +1,4 @@
-"""What no hyperparameter may be."""
+"""Values that hyperparameters must not have."""
 
 from fractions import Fraction
 

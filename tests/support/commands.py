@@ -1,4 +1,4 @@
-"""Runs of the example as processes of their own."""
+"""Runs `examples/train_distributed.py` in separate processes."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ def environment(**more):
 
 
 def ended(folder, *flags, **more):
-    """A run that is left alone, when it is over."""
+    """Waits for a run to end, and returns it."""
     folder.mkdir(exist_ok=True)
     return subprocess.run(
         command(folder, *flags),
@@ -39,14 +39,14 @@ def ended(folder, *flags, **more):
 
 
 def finished(folder, *flags, **more):
-    """What a run prints that goes well: the result, and the messages."""
+    """The result and the messages of a run that succeeds."""
     run = ended(folder, *flags, **more)
     assert run.returncode == 0, run.stderr
     return run.stdout, run.stderr
 
 
-def refused(folder, *flags):
-    """The messages of a run that says in words why it does not begin."""
+def rejected(folder, *flags):
+    """The messages of a run that does not start, without a traceback."""
     run = ended(folder, *flags)
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
@@ -58,8 +58,8 @@ def bits(result):
     return re.search(r"parameters ([0-9a-f]{8})", result).group(1)
 
 
-def begun(folder, *flags, **more):
-    """A run in the background, in a session of its own, and where its messages go."""
+def started(folder, *flags, **more):
+    """A run in the background, in a session of its own, and the file with its messages."""
     folder.mkdir(exist_ok=True)
     messages = folder / "messages"
     with open(messages, "w") as file:
@@ -75,7 +75,7 @@ def begun(folder, *flags, **more):
 
 
 def wait_for(condition, run):
-    """As soon as the condition holds; the run must not end before."""
+    """Waits until the condition holds. The run must not end before that."""
     deadline = time.monotonic() + 120
     while not condition():
         assert run.poll() is None, "the run ended"

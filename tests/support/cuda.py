@@ -13,10 +13,10 @@ import optax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-# Else JAX looks for a GPU to run on.
+# Otherwise JAX would look for a GPU to run on.
 jax.config.update("jax_platforms", "cpu")
 
-# What the compiler asks a GPU for, as XLA wrote it down for an H100 (a GpuTargetConfigProto).
+# What the compiler needs to know about a GPU, written by XLA for an H100 (a GpuTargetConfigProto).
 H100 = Path(__file__).parents[1] / "cuda" / "h100.txtpb"
 
 Shapes = Sequence[tuple[int, ...]]
@@ -30,7 +30,7 @@ TRANSFORMER: Shapes = [
     *[(3072,)] * 12,
 ]
 
-# Some of the same kinds.
+# A few leaves of the same kinds.
 FEW_LEAVES: Shapes = [
     *[(768, 768)] * 6,
     *[(768,)] * 10,
@@ -38,7 +38,7 @@ FEW_LEAVES: Shapes = [
     *[(768, 3072)] * 4,
 ]
 
-# Options by name, and bytes of state a parameter.
+# Options by name, and bytes of state per parameter.
 VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "plain": ({}, 4),
     "eps outside": ({"eps_in_sqrt": False}, 4),
@@ -54,12 +54,12 @@ RATES: dict[str, Any] = {"constant": 1e-3, "schedule": optax.cosine_decay_schedu
 
 
 class Kernel(NamedTuple):
-    """What the GPU is asked to do once.
+    """A kernel that the program launches.
 
     Attributes:
       name: Such as ``"%loop_add_fusion"``.
       opcode: Such as ``"fusion"``.
-      bytes: Those of its operands and of its results.
+      bytes: The bytes of its operands and results.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Kernel(NamedTuple):
 
 @cache
 def on_h100() -> SingleDeviceSharding:
-    """One, where there is none."""
+    """An H100 to compile for, without having one."""
     topology = topologies.get_topology_desc(
         platform="cuda",
         topology_name="1x1x1",
@@ -82,7 +82,7 @@ def on_h100() -> SingleDeviceSharding:
 def compile_step(
     optimizer: optax.GradientTransformation, shapes: Shapes = TRANSFORMER, dtype: Any = jnp.float32
 ) -> jax.stages.Compiled:
-    """A step without the gradient on leaves of these shapes, parameters and state donated."""
+    """A step without the gradient, on leaves of these shapes, with parameters and state donated."""
 
     def step(params: Any, state: Any, gradients: Any) -> Any:
         updates, state = optimizer.update(gradients, state, params)
@@ -95,7 +95,7 @@ def compile_step(
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
 
 
-# What nothing is launched for, and what runs other computations, which would have to be counted.
+# Instructions without a kernel, and those that run other computations, which `kernels` rejects.
 _NO_KERNEL = {"bitcast", "constant", "get-tuple-element", "parameter", "tuple"}
 _CONTROL = {"async-done", "async-start", "call", "conditional", "copy-done", "copy-start", "while"}
 # Name, type, opcode and operands.
@@ -104,7 +104,7 @@ _ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")
 
 
 def kernels(compiled: jax.stages.Compiled) -> list[Kernel]:
-    """Those of a program. What a kernel reads a part of counts whole.
+    """The kernels of a program. Each operand counts in full, even if only a part of it is read.
 
     Raises:
       NotImplementedError: If the program has a loop or a branch.
@@ -122,7 +122,7 @@ def kernels(compiled: jax.stages.Compiled) -> list[Kernel]:
 
 
 def instructions(compiled: jax.stages.Compiled) -> int:
-    """How many a program has, those inside kernels included."""
+    """The number of instructions in a program, including those inside kernels."""
     return len(re.findall(r"^.* = ", _text(compiled), re.MULTILINE))
 
 
@@ -137,7 +137,7 @@ def copied(compiled: jax.stages.Compiled) -> list[int]:
 
 
 def floor(shapes: Shapes, state: int) -> int:
-    """The bytes of a float32 step, with so many bytes of state a parameter."""
+    """The least bytes of a float32 step, with ``state`` bytes of state per parameter."""
     return (12 + 2 * state) * sum(map(math.prod, shapes))
 
 
@@ -148,7 +148,7 @@ def _text(compiled: jax.stages.Compiled) -> str:
 
 
 def _instructions(text: str) -> Iterator[tuple[str, str, str, set[str]]]:
-    """The name, type, opcode and different operands of each."""
+    """The name, type, opcode and distinct operands of each instruction."""
     for name, type_, opcode, operands in _INSTRUCTION.findall(text):
         # A parameter's operand is its number, a constant's its value.
         yield name, type_, opcode, set(re.findall(r"%[\w.-]+", operands))
@@ -157,7 +157,7 @@ def _instructions(text: str) -> Iterator[tuple[str, str, str, set[str]]]:
 def _bytes(type_: str) -> int:
     """The bytes of an array, or of the arrays in a tuple, such as ``"(f32[2,3], pred[])"``."""
     arrays = _ARRAY.findall(type_)
-    # "pred" names no bits: it takes eight.
+    # "pred" has no number of bits in its name: it takes eight.
     return sum(int(bits or 8) * _elements(dims) // 8 for _, bits, dims in arrays)
 
 

@@ -1,4 +1,4 @@
-"""What tests set before JAX starts, so that they are fast; what programs of users do not have."""
+"""Flags that make tests fast, set before JAX starts; programs of users do not have them."""
 
 import os
 from collections.abc import Iterable
@@ -6,21 +6,21 @@ from importlib.metadata import version
 
 # Eight simulated devices: Optax's own sharding tests ask for them by this variable.
 _DEVICES = {"xla_force_host_platform_device_count": "8"}
-# Machine code that need not be fast, made in less than half the time and in one thread; and the
-# options of a compilation that has users' code again.
+# Slow machine code, compiled in less than half the time in one thread; and the options that undo
+# this for a single compilation.
 _FAST = {"xla_backend_optimization_level": "0", "xla_cpu_parallel_codegen_split_count": "1"}
 OPTIMIZED: dict[str, bool | int] = {
     "xla_backend_optimization_level": 3,
     "xla_cpu_parallel_codegen_split_count": 32,
 }
-# A flag that XLA does not know ends the process.
+# XLA ends the process at a flag that it does not know.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     _FAST["xla_cpu_use_fusion_emitters"] = "false"
     OPTIMIZED["xla_cpu_use_fusion_emitters"] = True
 
 
 def set_for_tests() -> None:
-    """Flags of XLA, and one thread for each worker; what is set already stays."""
+    """Sets XLA's flags, and one thread per worker. What is already set stays."""
     given = os.environ.get("XLA_FLAGS", "")
     new = [f"--{name}={value}" for name, value in (_DEVICES | _FAST).items() if name not in given]
     os.environ["XLA_FLAGS"] = " ".join([*given.split(), *new])
@@ -29,13 +29,13 @@ def set_for_tests() -> None:
 
 
 def for_program(*, optimized: bool) -> dict[str, str]:
-    """That of a program which a test starts: without simulated devices, and as users' or fast."""
+    """The environment of a program that a test starts, without simulated devices."""
     flags = _flags_without([*_DEVICES, *(_FAST if optimized else ())])
     return os.environ | {"XLA_FLAGS": flags, "MPLBACKEND": "agg"}
 
 
 def set_for_libtpu() -> None:
-    """It reads the flags when it is loaded, and ends the process at one that it does not know."""
+    """Removes XLA's flags: libtpu ends the process at a flag that it does not know."""
     os.environ["XLA_FLAGS"] = _flags_without(_FAST)
 
 

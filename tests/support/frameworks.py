@@ -1,8 +1,8 @@
-"""The path that each framework's own RMSprop takes through a problem of `trajectories`.
+"""The trajectory of each framework's own RMSprop on a problem of `trajectories`.
 
-``options`` are the framework's own arguments. With ``schedule`` the learning rate
-falls as `trajectories.decaying`. Without centring a framework runs in float32. With it, in
-float64: in float32 its variance is a difference of two numbers that may be alike.
+``options`` are the framework's own arguments. With ``schedule`` the learning rate falls as in
+`trajectories.decaying`. A framework runs in float32, or with ``centered`` in float64: in float32
+its variance, a difference, may cancel.
 """
 
 from functools import partial
@@ -108,7 +108,7 @@ def tensorflow_v1_path(options, gradients, params, schedule=False):
 
 
 def tensorflow_v1_sparse_path(options, ids, values, table, schedule=False):
-    """That of an embedding whose gradient is ``values`` (steps, n, width) in the rows ``ids``."""
+    """The same for an embedding whose gradient is ``values`` (steps, n, width) in rows ``ids``."""
     dtype, options = dtype_of(options), dict(options)
     with tf.Graph().as_default(), tf.Session() as session:
         weight = tf.Variable(table.astype(dtype), use_resource=True)

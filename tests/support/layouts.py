@@ -1,4 +1,4 @@
-"""One small network on a mesh of one device, of eight, or of two processes, in each layout."""
+"""A small network in each layout, on a mesh of one device, of eight, or of two processes."""
 
 import warnings
 
@@ -43,21 +43,21 @@ def loss_of(params, x, y):
 
 
 def placed(optimizer, params, mesh, layout):
-    """Parameters and state in a layout, and the shardings of both and of gradients."""
+    """Parameters and state in a layout, and the shardings of both and of the gradients."""
     replicated = jax.tree.map(lambda _: NamedSharding(mesh, P()), params)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "no free dimension is divisible", UserWarning)
         sharded = sharding.shard_over(params, mesh)
-    of_params = sharded if layout == "FSDP" else replicated
-    of_gradients = replicated if layout == "data-parallel" else sharded
-    of_state = sharding.state_shardings(optimizer, params, of_gradients)
-    params = jax.device_put(params, of_params)
-    state = jax.jit(optimizer.init, out_shardings=of_state)(params)
-    return params, state, of_params, of_state, of_gradients
+    param_shardings = sharded if layout == "FSDP" else replicated
+    gradient_shardings = replicated if layout == "data-parallel" else sharded
+    state_shardings = sharding.state_shardings(optimizer, params, gradient_shardings)
+    params = jax.device_put(params, param_shardings)
+    state = jax.jit(optimizer.init, out_shardings=state_shardings)(params)
+    return params, state, param_shardings, state_shardings, gradient_shardings
 
 
 def on_host(tree, mesh):
-    """NumPy arrays, also of shards on other processes' devices."""
+    """The full arrays in NumPy, including shards on the devices of other processes."""
     replicated = jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)
     gather = jax.jit(lambda tree: sharding.with_sharding_constraint(tree, replicated))
     return jax.tree.map(np.asarray, gather(tree))
@@ -69,26 +69,30 @@ def assert_placed(tree, shardings):
 
 
 def updates_and_state(mesh, layout, dtype, options):
-    """The updates of six steps of given gradients, and the state after them."""
+    """The updates of six steps with fixed gradients, and the state after them."""
     optimizer = rmsprop(0.1, accumulator_dtype=dtype, **options)
     rng = np.random.default_rng(0)
     host, _, _ = model(rng)
-    params, state, of_params, of_state, of_gradients = placed(optimizer, host, mesh, layout)
+    params, state, param_shardings, state_shardings, gradient_shardings = placed(
+        optimizer, host, mesh, layout
+    )
 
     def update(gradients, state, params):
         return optimizer.update(
-            sharding.with_sharding_constraint(gradients, of_gradients), state, params
+            sharding.with_sharding_constraint(gradients, gradient_shardings), state, params
         )
 
-    like = jax.device_put(host, of_params)
-    update = jax.jit(update, out_shardings=(of_params, of_state)).lower(like, state, params)
+    like = jax.device_put(host, param_shardings)
+    update = jax.jit(update, out_shardings=(param_shardings, state_shardings)).lower(
+        like, state, params
+    )
     update, every = update.compile(), []
     for _ in range(6):
         size = np.float32(10.0 ** rng.uniform(-4, 2))
         g = jax.tree.map(lambda p, s=size: s * rng.standard_normal(p.shape, np.float32), host)
-        updates, state = update(jax.device_put(g, of_params), state, params)
+        updates, state = update(jax.device_put(g, param_shardings), state, params)
         every.append(updates)
-    assert_placed(state, of_state)
+    assert_placed(state, state_shardings)
     return on_host((every, state), mesh)
 
 
@@ -96,28 +100,30 @@ def trained(mesh, layout):
     """The parameters after 200 steps in float64."""
     optimizer = rmsprop(1e-3, momentum=0.9)
     host, x, y = model(np.random.default_rng(0), np.float64)
-    params, state, of_params, of_state, of_gradients = placed(optimizer, host, mesh, layout)
+    params, state, param_shardings, state_shardings, gradient_shardings = placed(
+        optimizer, host, mesh, layout
+    )
     replicated = jax.tree.map(lambda _: NamedSharding(mesh, P()), host)
     rows = NamedSharding(mesh, P("data"))
 
     def step(params, state, x, y):
         gathered = sharding.with_sharding_constraint(params, replicated)
         gradients = sharding.with_sharding_constraint(
-            jax.grad(loss_of)(gathered, x, y), of_gradients
+            jax.grad(loss_of)(gathered, x, y), gradient_shardings
         )
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    step = jax.jit(step, donate_argnums=(0, 1), out_shardings=(of_params, of_state))
+    step = jax.jit(step, donate_argnums=(0, 1), out_shardings=(param_shardings, state_shardings))
     batches = np.random.default_rng(1)
     for _ in range(200):
-        # Another batch each: over one alone RMSprop ends in hopping about a minimum, and every
-        # hop doubles a difference.
+        # Another batch each time: on a single one RMSprop ends up jumping around a minimum, and
+        # every jump doubles a difference.
         batch = batches.permutation(len(x))[:32]
         data = jax.device_put((x[batch], y[batch]), rows)
         # One at a time: eight devices on few cores can deadlock while many steps are queued.
         params, state = jax.block_until_ready(step(params, state, *data))
-    assert_placed((params, state), (of_params, of_state))
+    assert_placed((params, state), (param_shardings, state_shardings))
     return on_host(params, mesh)
 
 

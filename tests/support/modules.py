@@ -1,4 +1,4 @@
-"""Modules of packages that are installed without what they need."""
+"""Imports single modules of packages whose dependencies are not installed."""
 
 import importlib
 import importlib.util
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def module_alone(name):
-    """A module without the packages it stands in, which need more than is installed."""
+    """A module, imported without running the ``__init__`` of its packages."""
     top, *inner = name.split(".")
     if top not in sys.modules:
         found = importlib.util.find_spec(top)

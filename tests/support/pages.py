@@ -1,4 +1,4 @@
-"""README and the pages of docs/ as texts: the commands, links and paths that they name."""
+"""README and the pages of docs/ as text, and the commands and headings in them."""
 
 import re
 from pathlib import Path
@@ -12,25 +12,25 @@ PAGES = {
 
 
 def shell_blocks():
-    """README's, in their order."""
+    """The shell blocks of README, in order."""
     return re.findall(
         r"^```(?:bash|sh|shell|console)\n(.*?)\n```", README, re.MULTILINE | re.DOTALL
     )
 
 
 def command(word):
-    """The one shell block of README with this word in it, which must be one line."""
+    """The only shell block of README that contains this word; it must be one line."""
     [found] = [block for block in shell_blocks() if word in block]
     assert "\n" not in found, found
     return found
 
 
 def prose(text):
-    """Without code blocks, whose brackets are not links."""
+    """The text without code blocks, whose brackets are not links."""
     return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(text):
-    """Of its headings, as GitHub and the site make them."""
+    """The anchors of the headings, as GitHub and the site make them."""
     titles = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}

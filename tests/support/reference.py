@@ -1,4 +1,4 @@
-"""RMSprop in float64 NumPy, written from its definitions. Slow and plain on purpose.
+"""RMSprop in float64 NumPy, written from its definitions. Slow and simple on purpose.
 
 Sources:
   [H] Hinton, Srivastava, Swersky: Neural Networks for Machine Learning, lecture 6e, 2012
@@ -12,16 +12,16 @@ Sources:
       2013, algorithm 1 (norm clipping); keras.optimizers.Optimizer for whose norm it is.
   [M] Mnih et al.: Human-level control through deep reinforcement learning, 2015, table 1.
 
-A decaying average is taken here as what it is: a weighted mean of all gradients so
-far. The variance is then the weighted mean of squared distances from that mean, and
-nothing cancels, at any precision.
+An exponential moving average is computed here by its definition: a weighted mean of all
+gradients so far. The variance is then the weighted mean of squared distances from that mean,
+so nothing cancels, at any precision.
 """
 
 import numpy as np
 
 
 def weights(decay, t):
-    """The weights of gradients 1 to t in a decaying average, and that of its start."""
+    """The weights of gradients 1 to t in a moving average, and the weight of its start."""
     ages = np.arange(t)[::-1]
     return (1 - decay) * decay**ages, decay**t
 
@@ -41,10 +41,10 @@ def mean(gradients, decay, bias_correction=False):
 
 
 def variance(gradients, decay, start=0.0, bias_correction=False):
-    """[G, eq. 40] The average of |g|^2 less the squared average of g.
+    """[G, eq. 40] The average of |g|^2 minus the squared average of g.
 
-    That is the variance of the gradients under their weights, where the start counts
-    as a gradient of zero, unless the correction takes it out.
+    That is the weighted variance of the gradients, in which the start counts as a gradient
+    of zero, unless bias correction removes it.
     """
     w, rest = weights(decay, len(gradients))
     m = mean(gradients, decay, bias_correction)
@@ -55,7 +55,7 @@ def variance(gradients, decay, start=0.0, bias_correction=False):
 
 
 def normalize(g, second_moment, eps, eps_in_sqrt):
-    """[H], [G, eq. 41] The gradient over its root; zero over zero is zero."""
+    """[H], [G, eq. 41] The gradient over the root; zero over zero is zero."""
     root = np.sqrt(second_moment + eps) if eps_in_sqrt else np.sqrt(second_moment) + eps
     return np.divide(g, root, out=np.zeros_like(g), where=root != 0)
 
@@ -69,7 +69,7 @@ def scaled_gradients(
     centered=False,
     bias_correction=False,
 ):
-    """What scale_by_rms or scale_by_stddev make of ``gradients``, an array (steps, ...)."""
+    """The updates of scale_by_rms or scale_by_stddev for ``gradients``, an array (steps, ...)."""
     second_moment = variance if centered else mean_square
     return np.stack(
         [
@@ -94,7 +94,7 @@ def rmsprop(
     weight_decay=0.0,
     **options,
 ):
-    """The updates of rmsprop for fixed ``gradients``, from ``params`` on."""
+    """The updates of rmsprop for fixed ``gradients``, starting at ``params``."""
     updates = []
     buffer = np.zeros_like(params)
     for t, x in enumerate(scaled_gradients(gradients, **options)):
@@ -134,7 +134,7 @@ def pytorch(
 
 
 def pytorch_leaf(gradients, params, lr, alpha, eps, weight_decay, momentum, centered, maximize):
-    """[T] The updates of one leaf, before weights decay."""
+    """[T] The updates of one leaf."""
     second_moment = variance if centered else mean_square
     seen, updates = [], []
     buffer = np.zeros_like(params)
@@ -148,7 +148,7 @@ def pytorch_leaf(gradients, params, lr, alpha, eps, weight_decay, momentum, cent
 
 
 def keras_clipped(gradients, clipnorm=None, clipvalue=None, global_clipnorm=None):
-    """[P] What Keras makes of gradients {leaf: (steps, n)}; at most one limit is given."""
+    """[P] Gradients {leaf: (steps, n)} as Keras clips them; at most one limit is given."""
     norms = {k: np.linalg.norm(g, axis=1, keepdims=True) for k, g in gradients.items()}
     if clipvalue is not None:
         return {k: np.clip(g, -clipvalue, clipvalue) for k, g in gradients.items()}
@@ -208,11 +208,11 @@ def tf_keras(
     global_clipnorm=None,
     decay=0.0,
 ):
-    """`tf.keras.optimizers.legacy.RMSprop`, by its code: eps inside the root beside momentum."""
+    """`tf.keras.optimizers.legacy.RMSprop`, by its code: eps inside the root with momentum."""
 
     def rate(t):
-        at = learning_rate(t) if callable(learning_rate) else learning_rate
-        return at / (1 + decay * t)
+        initial = learning_rate(t) if callable(learning_rate) else learning_rate
+        return initial / (1 + decay * t)
 
     gradients = keras_clipped(gradients, clipvalue=clipvalue)
     return of_each_leaf(
@@ -240,7 +240,7 @@ def timm(
     decoupled_decay=False,
     lr_in_momentum=True,
 ):
-    """`timm.optim.RMSpropTF`, by its docstring: torch's, from one, eps inside, the rate too."""
+    """`timm.optim.RMSpropTF`, by its docstring: torch's, but v starts at 1, eps and rate inside."""
     options = (lr, alpha, eps, weight_decay, momentum, centered, decoupled_decay, lr_in_momentum)
     return of_each_leaf(timm_leaf, gradients, params, *options)
 
@@ -273,13 +273,13 @@ def stable_baselines3(
     momentum=0.0,
     centered=False,
 ):
-    """`RMSpropTFLike` of Stable-Baselines3, by its code: torch's, from one, eps inside."""
+    """`RMSpropTFLike` of Stable-Baselines3, by its code: torch's, but v starts at 1, eps inside."""
     options = (lr, alpha, eps, weight_decay, momentum, centered)
     return timm(gradients, params, *options, lr_in_momentum=False)
 
 
 def fastai(gradients, params, lr, mom=0.0, sqr_mom=0.99, eps=1e-8, wd=0.0, decouple_wd=True):
-    """`fastai.optimizer.RMSProp`, by its steps: momentum of gradients, divided afterwards."""
+    """`fastai.optimizer.RMSProp`, by its steps: momentum of gradients, then the division."""
     return of_each_leaf(fastai_leaf, gradients, params, lr, mom, sqr_mom, eps, wd, decouple_wd)
 
 
@@ -298,18 +298,18 @@ def fastai_leaf(gradients, params, lr, mom, sqr_mom, eps, wd, decouple_wd):
 
 
 def hinton(gradients, params, learning_rate, decay=0.9):
-    """[H] As the slide has it, without eps."""
+    """[H] The slide's rule, without eps."""
     return of_each_leaf(rmsprop, gradients, params, learning_rate, decay=decay, eps=0.0)
 
 
 def graves(gradients, params, learning_rate=1e-4, decay=0.95, momentum=0.9, eps=1e-4):
-    """[G] That of handwriting: centred, with momentum."""
+    """[G] Handwriting synthesis: centred, with momentum."""
     options = {"decay": decay, "eps": eps, "centered": True, "momentum": momentum}
     return of_each_leaf(rmsprop, gradients, params, learning_rate, **options)
 
 
 def dqn(gradients, params, learning_rate=2.5e-4, decay=0.95, eps=0.01):
-    """[M] That of Atari: centred, without momentum."""
+    """[M] Atari: centred, without momentum."""
     options = {"decay": decay, "eps": eps, "centered": True}
     return of_each_leaf(rmsprop, gradients, params, learning_rate, **options)
 

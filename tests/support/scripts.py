@@ -1,4 +1,4 @@
-"""Examples and benchmarks as processes of their own."""
+"""Runs examples and benchmarks in separate processes."""
 
 import subprocess
 import sys
@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def printed(script, *flags, cwd, optimized=True):
-    """What a script prints that warns of nothing and takes at most five minutes."""
-    ended = subprocess.run(
+    """The output of a script, which must not warn and may take five minutes."""
+    run = subprocess.run(
         [sys.executable, "-W", "error", ROOT / script, *flags],
         cwd=cwd,
         env=for_program(optimized=optimized),
@@ -19,6 +19,6 @@ def printed(script, *flags, cwd, optimized=True):
         text=True,
         timeout=300,
     )
-    assert ended.returncode == 0, ended.stderr
-    print(ended.stdout)
-    return ended.stdout
+    assert run.returncode == 0, run.stderr
+    print(run.stdout)
+    return run.stdout

@@ -17,11 +17,11 @@ class Model(NamedTuple):
     """A decoder-only transformer with a gated MLP and RMS norms, embeddings not shared.
 
     Attributes:
-      layers: How many.
-      width: Of the stream.
-      keys: Of keys and values; less than ``width`` where heads share them.
-      hidden: Of the MLP.
-      vocabulary: Tokens.
+      layers: The number of layers.
+      width: The width of the residual stream.
+      keys: The width of keys and of values; less than ``width`` if heads share them.
+      hidden: The width of the MLP.
+      vocabulary: The number of tokens.
     """
 
     layers: int
@@ -31,19 +31,19 @@ class Model(NamedTuple):
     vocabulary: int = 32000
 
 
-# By billions of parameters: the shapes of TinyLlama and of Llama 2.
+# The shapes of TinyLlama and of Llama 2, by billions of parameters.
 MODELS = {1: Model(22, 2048, 256, 5632), 7: Model(32, 4096, 4096, 11008)}
 
 
 class Measured(NamedTuple):
-    """One program.
+    """Measurements of a compiled program.
 
     Attributes:
-      state: Bytes per chip, by the shardings.
-      padded: The same in memory, with the padding of the compiler's tiles.
-      collectives: Of the program.
-      seconds: To trace and compile it.
-      program: Its bytes.
+      state: Bytes of state per chip, by the shardings.
+      padded: The same with the padding of the compiler's tiles.
+      collectives: The collectives of the program.
+      seconds: The time to trace and compile it.
+      program: Its size in bytes.
     """
 
     state: int
@@ -87,14 +87,14 @@ def count(params: Any) -> int:
 
 
 def shard_bytes(tree: Any) -> int:
-    """Bytes that a chip holds of a tree."""
+    """The bytes of a tree that one chip holds."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
 def padded_bytes(tree: Any, formats: Any) -> int:
-    """What it takes in memory, in the layouts that the compiler has chosen."""
+    """The bytes of a tree in one chip's memory, in the layouts that the compiler chose."""
 
     def size(x: Any, layout: Any) -> int:
         shard = x.sharding.shard_shape(x.shape)
@@ -127,20 +127,20 @@ def measure(model: Model, mesh: Mesh, dtype: str) -> Measured:
 
     analysis = compiled.memory_analysis()
     assert analysis is not None
-    of_params, of_state, of_gradients = (
+    param_bytes, state_bytes, gradient_bytes = (
         padded_bytes(tree, formats)
         for tree, formats in zip(
             (params, state, params), compiled.input_formats[0][:3], strict=True
         )
     )
-    # All that goes in is there, and parameters and state are written where they were.
-    expected = of_params + of_state + of_gradients, of_params + of_state
+    # The arguments are exactly these, and parameters and state are written in place.
+    expected = param_bytes + state_bytes + gradient_bytes, param_bytes + state_bytes
     found = analysis.argument_size_in_bytes, analysis.alias_size_in_bytes
     if found != expected:
-        raise RuntimeError(f"bytes of arguments and in place: {found}, by the shards {expected}")
+        raise RuntimeError(f"bytes of arguments, and in place: {found}; expected {expected}")
     return Measured(
         shard_bytes(state),
-        of_state,
+        state_bytes,
         tpu.collectives(compiled),
         seconds,
         analysis.generated_code_size_in_bytes,

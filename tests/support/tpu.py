@@ -1,4 +1,4 @@
-"""The training step as the TPU compiler makes it, without a TPU: extra `tpu` (libtpu)."""
+"""The training step as compiled for TPU, without a TPU: extra `tpu` (libtpu)."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from support import environment
 
 environment.set_for_libtpu()
 AVAILABLE = find_spec("libtpu") is not None
-# libtpu asks the machine for these where there is a TPU.
+# On a machine with a TPU, libtpu finds these by itself.
 os.environ |= {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -25,7 +25,7 @@ os.environ |= {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 if AVAILABLE:
-    # Else JAX looks for a TPU to run on.
+    # Otherwise JAX would look for a TPU to run on.
     jax.config.update("jax_platforms", "cpu")
 
 _KINDS = (
@@ -35,12 +35,12 @@ _KINDS = (
 
 
 class Collective(NamedTuple):
-    """What chips do together.
+    """A collective operation.
 
     Attributes:
       kind: Such as ``"all-reduce"``.
-      shapes: What each chip has afterwards, such as ``"f32[8,128]"``; several if they go together.
-      source: The operation that it comes from, such as ``"jit(step)/add"``, where that is known.
+      shapes: The results on each chip, such as ``"f32[8,128]"``; several if they are combined.
+      source: The operation that it comes from, such as ``"jit(step)/add"``, if known.
     """
 
     kind: str
@@ -57,15 +57,15 @@ def compile_step(
     devices: int = 1,
     spec: tuple[Any, ...] = (),
 ) -> jax.stages.Compiled:
-    """A step without the gradient on one leaf, parameters and state donated.
+    """A step without the gradient, on one leaf, with parameters and state donated.
 
     Args:
       topology: A slice of TPU chips, such as ``"v5e:2x4"``.
-      shape: The leaf's.
-      optimizer: What is compiled.
-      dtype: That of parameters and gradients.
-      apply: What adds updates to parameters, given the number of the step too; ``None`` is
-        Optax's, which has no use for it.
+      shape: The shape of the leaf.
+      optimizer: The optimizer to compile.
+      dtype: The dtype of parameters and gradients.
+      apply: A function of parameters, updates and the step that returns new parameters; ``None``
+        is ``optax.apply_updates``.
       devices: How many chips of the slice to use.
       spec: How parameters and state are sharded over them.
     """
@@ -83,13 +83,13 @@ def compile_step(
 def slice_mesh(
     topology: str, devices: int | None = None, axis_type: AxisType = AxisType.Auto
 ) -> Mesh:
-    """So many chips of a slice, or all of them, along one axis "data"."""
+    """A mesh of the first chips of a slice, or all of them, with one axis "data"."""
     description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     return Mesh(np.array(description.devices[:devices]), ("data",), axis_types=(axis_type,))
 
 
 def placed(tree: Any, shardings: Any) -> Any:
-    """The shapes in a tree, on devices."""
+    """A tree of shapes with the given shardings."""
 
     def with_sharding(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -103,7 +103,7 @@ def compile_update(
     state: Any,
     apply: Callable[..., Any] | None = None,
 ) -> jax.stages.Compiled:
-    """A step without the gradient on trees of ``jax.ShapeDtypeStruct``, as `compile_step`."""
+    """Like `compile_step`, on trees of ``jax.ShapeDtypeStruct``."""
 
     def step(params: Any, state: Any, gradients: Any, count: Any) -> Any:
         updates, state = optimizer.update(gradients, state, params)
@@ -116,14 +116,14 @@ def compile_update(
 
 
 def bytes_accessed(compiled: jax.stages.Compiled) -> float:
-    """What the compiler counts that the program reads and writes."""
+    """The bytes that the program reads and writes, by the compiler's count."""
     analysis = compiled.cost_analysis()
     assert analysis is not None
     return analysis["bytes accessed"]
 
 
 def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
-    """Those of a program. One that is carried out in several parts counts once."""
+    """The collectives of a program. One that is split into several parts counts once."""
     found: dict[str, Collective] = {}
     text, computation = compiled.as_text(), ""
     assert text is not None
@@ -132,7 +132,7 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
             computation = line.split()[0]
         if match := re.search(rf" = (.*?) ({_KINDS})(?:-start)?\(", line):
             types, kind = match.groups()
-            # On TPU it is fused: an all-reduce of which each chip takes its part.
+            # On TPU it is a fusion: an all-reduce, of which each chip keeps its shard.
             kind = "reduce-scatter" if "all-reduce-scatter" in computation else kind
             channel = re.search(r"channel_id=\d+", line)
             source = re.search(r'op_name="([^"]*)"', line)

@@ -1,7 +1,7 @@
-"""Two small networks to train with averages kept in each way.
+"""Trains two small networks with averages in each format.
 
-A dense network on the digits of scikit-learn, and a recurrent one on the characters of
-Python's own help texts, some seeds each.
+A dense network on scikit-learn's digits, and a recurrent one on the characters of Python's own
+help texts, with several seeds each.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ class Task(NamedTuple):
     """A network and its data.
 
     Attributes:
-      init: From a key to parameters.
+      init: A function from a key to parameters.
       loss: The mean loss of parameters on a batch of examples.
       examples: Arrays with the examples along their first axis.
-      learning_rate: One that suits it.
+      learning_rate: A suitable learning rate.
     """
 
     init: Callable[[jax.Array], Any]
@@ -40,13 +40,13 @@ class Task(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """How parameters and averages are kept.
+    """How parameters and averages are stored.
 
     Attributes:
-      optimizer: Makes one, of a learning rate and a decay.
-      dtype: That of parameters and gradients.
-      apply: From parameters, updates and the number of the step to parameters.
-      traced: Whether the decay may be traced; in Optax it would widen a bfloat16 average.
+      optimizer: A function from learning rate and decay to an optimizer.
+      dtype: The dtype of parameters and gradients.
+      apply: A function from parameters, updates and step to new parameters.
+      traced: Whether the decay may be traced; in Optax this would widen a bfloat16 average.
     """
 
     optimizer: Callable[..., optax.GradientTransformation]
@@ -58,12 +58,12 @@ class Storage(NamedTuple):
 
 
 def ours(accumulator_dtype: Any) -> Callable[..., optax.GradientTransformation]:
-    """Our RMSprop with that storage."""
+    """Our RMSprop with averages in this dtype."""
     return partial(rmsprop_jax.rmsprop, accumulator_dtype=accumulator_dtype)
 
 
 def to_nearest(dtype: Any) -> Callable[..., optax.GradientTransformation]:
-    """Optax's RMSprop, its average rounded to the nearest of ``dtype``, scaled by its maximum."""
+    """Optax's RMSprop, with averages rounded to nearest in ``dtype``, scaled by their maximum."""
 
     class State(NamedTuple):
         inner: Any
@@ -79,8 +79,8 @@ def to_nearest(dtype: Any) -> Callable[..., optax.GradientTransformation]:
         optimizer = optax.rmsprop(learning_rate, decay)
 
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-            wide = jax.tree.map(lambda x, s: x.astype(jnp.float32) * s, state.inner, state.scales)
-            updates, inner = optimizer.update(updates, wide, params)
+            inner = jax.tree.map(lambda x, s: x.astype(jnp.float32) * s, state.inner, state.scales)
+            updates, inner = optimizer.update(updates, inner, params)
             return updates, rounded(inner)
 
         return optax.GradientTransformation(lambda params: rounded(optimizer.init(params)), update)
@@ -102,7 +102,7 @@ NEAREST = {
 
 
 def digits() -> Task:
-    """A network with one hidden layer on handwritten digits of 8 by 8."""
+    """A network with one hidden layer, on handwritten digits of 8 by 8 pixels."""
     images, labels = load_digits(return_X_y=True)
 
     def init(key: jax.Array) -> Any:
@@ -124,7 +124,7 @@ def digits() -> Task:
 
 
 def characters() -> Task:
-    """An Elman network that reads Python's help texts and foretells their next character."""
+    """An Elman network that reads Python's help texts and predicts the next character."""
     text = np.frombuffer("".join(topics.values())[:65_536].encode("ascii", "replace"), np.uint8)
     alphabet, text = np.unique(text, return_inverse=True)
     length, width, size = 32, 64, len(alphabet)
@@ -176,10 +176,10 @@ def train(
         optimizer = storage.optimizer(task.learning_rate, decay)
 
         def step(carry: Any, batch: jax.Array) -> tuple[Any, None]:
-            params, state, count = carry
+            params, state, number = carry
             gradients = jax.grad(task.loss)(params, jax.tree.map(lambda x: x[batch], task.examples))
             updates, state = optimizer.update(gradients, state, params)
-            return (storage.apply(params, updates, count), state, count + 1), None
+            return (storage.apply(params, updates, number), state, number + 1), None
 
         def epoch(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
             order = jax.random.permutation(key, examples)[: steps * BATCH].reshape(steps, BATCH)

@@ -1,8 +1,7 @@
-"""Random problems, the path an optimizer takes through one, and how close two paths are.
+"""Random problems, the trajectory of an optimizer on one, and how close two of them are.
 
-A problem is gradients for every step, whatever the parameters do: two leaves, mixed
-scales, exact zeros, and a size that changes from step to step, so that clipping has
-something to clip.
+A problem is fixed gradients for every step: two leaves, mixed scales, exact zeros, and a size
+that changes from step to step, so that clipping has an effect.
 """
 
 import jax
@@ -20,7 +19,7 @@ def problem(seed, steps=STEPS, width=24, smallest=1e-6):
 
     def leaf(n):
         scale = np.geomspace(smallest, 1e3, n) * np.exp(rng.standard_normal((steps, 1)))
-        # A mean as large as the spread gives centring something to take away.
+        # A mean as large as the standard deviation, so that centring has an effect.
         g = scale * (rng.standard_normal((steps, n)) + rng.choice([-1, 0, 1], n))
         g[rng.random(g.shape) < 0.1] = 0
         return g.astype(np.float32), (0.1 * rng.standard_normal(n)).astype(np.float32)
@@ -32,8 +31,8 @@ def problem(seed, steps=STEPS, width=24, smallest=1e-6):
 
 
 def decaying(rate):
-    """A schedule that falls by three per cent a step."""
-    return lambda count: rate * RATE_DECAY**count
+    """A schedule that falls by three per cent per step."""
+    return lambda step: rate * RATE_DECAY**step
 
 
 def scheduled(options):
@@ -43,7 +42,7 @@ def scheduled(options):
 
 
 def compiled(function, *args):
-    """The result of one program, made ahead of time: optimized where the test is marked so."""
+    """The result of one program, compiled ahead of time, optimized if the test is marked so."""
     return jax.jit(function).lower(*args).compile()(*args)
 
 
@@ -83,11 +82,11 @@ def traced_path(optimizer, gradients, params):
 
 
 def assert_same_path(ours, theirs, params, rtol=3e-5):
-    """``rtol`` is relative to the largest value that each parameter has had so far."""
+    """Within ``rtol`` of the largest value that each parameter has had so far."""
     assert ours.keys() == theirs.keys()
     for leaf, expected in theirs.items():
         size = np.maximum(np.maximum.accumulate(abs(expected), axis=0), abs(params[leaf]))
-        # A parameter at rest at zero must be zero.
+        # A parameter that was always zero must be exactly zero.
         error = abs(ours[leaf] - expected) / np.where(size == 0, np.finfo(float).tiny, size)
         worst = np.unravel_index(np.nanargmax(error), error.shape)
         assert np.isfinite(error).all(), f"{leaf}: not finite"

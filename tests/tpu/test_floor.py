@@ -1,7 +1,7 @@
-"""The step as the TPU compiler makes it: one pass, each byte moved once. Extra `tpu`.
+"""The step as compiled for TPU: one pass that moves each byte once. Extra `tpu`.
 
-Compiled ahead of time; nothing is run. One leaf a program, since with several the compiler
-prefetches into on-chip memory, and counts those copies too.
+Compiled ahead of time; nothing is run. One leaf per program, since with several the compiler
+prefetches into on-chip memory and counts those copies too.
 """
 
 import math
@@ -15,23 +15,23 @@ from support.tpu import bytes_accessed, compile_step
 import rmsprop_jax
 
 SHAPES = [(50304, 768), (4096, 4096), (3, 3, 512, 512), (2**24,)]
-# Options by name, with how many averages of squares and how many others the state holds.
+# Options by name, and the numbers of averages of squares and of other averages in the state.
 VARIANTS = {
     "plain": ({}, 1, 0),
     "eps outside": ({"eps_in_sqrt": False}, 1, 0),
     "momentum": ({"momentum": 0.9}, 1, 1),
     "centred, momentum": ({"centered": True, "momentum": 0.9}, 1, 2),
 }
-# Bytes of an element of the averages of squares, and of the others.
+# Bytes per element of averages of squares, and of the others.
 STORAGES = {None: (4, 4), "bfloat16": (2, 2), "float8_e5m2": (1, 2)}
 
 topology = pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4"])
 
 
-def assert_at_floor(compiled, shape, bytes_an_element, devices=1):
-    floor = math.prod(shape) * bytes_an_element / devices
+def assert_at_floor(compiled, shape, bytes_per_element, devices=1):
+    floor = math.prod(shape) * bytes_per_element / devices
     assert bytes_accessed(compiled) <= 1.01 * floor
-    # Scalars take tiles of 512 bytes: with 8 bits up to 210 kB, however large the leaf.
+    # Scalars take tiles of 512 bytes: up to 210 kB in 8 bits, however large the leaf is.
     assert compiled.memory_analysis().temp_size_in_bytes <= max(0.01 * floor, 220_000)
 
 
@@ -44,14 +44,14 @@ def test_step_is_at_the_floor(dtype, variant, shape, topology):
     options, squares, others = VARIANTS[variant]
     optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype, **options)
     compiled = compile_step(topology, shape, optimizer)
-    of_square, of_other = STORAGES[dtype]
-    assert_at_floor(compiled, shape, 12 + 2 * (squares * of_square + others * of_other))
+    square_bytes, other_bytes = STORAGES[dtype]
+    assert_at_floor(compiled, shape, 12 + 2 * (squares * square_bytes + others * other_bytes))
 
 
 @topology
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_training_in_bfloat16_is_at_the_floor(shape, topology):
-    """Two bytes a gradient and a parameter, one of state."""
+    """Two bytes per gradient and per parameter, one byte of state."""
     optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype="float8_e5m2")
     compiled = compile_step(topology, shape, optimizer, jnp.bfloat16, rmsprop_jax.apply_updates)
     assert_at_floor(compiled, shape, 2 + 2 * 2 + 2 * 1)
@@ -61,7 +61,7 @@ def test_training_in_bfloat16_is_at_the_floor(shape, topology):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_sharded_state_stays_where_it_is(dtype, variant, spec):
-    """Eight chips: nothing is gathered, and one byte's scale is the one small reduction."""
+    """Eight chips: nothing is gathered; only the amax of an 8-bit leaf is reduced."""
     options, _, _ = VARIANTS[variant]
     optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype, **options)
     text = compile_step("v5e:2x4", (4096, 4096), optimizer, devices=8, spec=spec).as_text()
@@ -77,7 +77,7 @@ def test_sharded_state_stays_where_it_is(dtype, variant, spec):
 
 
 def test_the_floor_test_can_fail():
-    """A scale from the newest maximum takes a second pass, and the test would see it."""
+    """A scale from the newest amax takes a second pass, which the test sees."""
 
     def init(params):
         return jnp.zeros(params.shape, jnp.float8_e5m2)

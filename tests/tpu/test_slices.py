@@ -1,4 +1,4 @@
-"""Sharded state on slices of a TPU pod, as the TPU compiler makes it. Extra `tpu`.
+"""Sharded state on slices of a TPU pod, as compiled for TPU. Extra `tpu`.
 
 Compiled ahead of time; nothing is run.
 """
@@ -16,7 +16,7 @@ from support.scripts import printed
 import rmsprop_jax
 from rmsprop_jax import sharding
 
-# Bytes of an average's element.
+# Bytes per element of an average.
 STORAGES = {"float32": 4, "bfloat16": 2, "float8_e5m2": 1}
 SLICES = {"v5e:2x4": 8, "v5e:16x16": 256}
 
@@ -26,7 +26,7 @@ axis_types = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Expli
 
 
 def test_models_have_the_published_numbers_of_parameters():
-    """TinyLlama's and Llama 2's."""
+    """Those of TinyLlama and Llama 2."""
     counts = [slices.count(slices.parameters(model)) for model in slices.MODELS.values()]
     assert counts == [1_100_048_384, 6_738_415_616]
 
@@ -64,7 +64,9 @@ def compile_zero(axis_type, dtype, constrained=True, shard_state=True):
     optimizer = rmsprop_jax.rmsprop(1e-3, momentum=0.9, accumulator_dtype=dtype)
     replicated = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), params)
     sharded = sharding.shard_over(params, mesh)
-    of_state = sharding.state_shardings(optimizer, params, sharded if shard_state else replicated)
+    state_shardings = sharding.state_shardings(
+        optimizer, params, sharded if shard_state else replicated
+    )
 
     def step(params, state, x):
         def loss(params):
@@ -78,24 +80,24 @@ def compile_zero(axis_type, dtype, constrained=True, shard_state=True):
 
     arguments = (
         tpu.placed(params, replicated),
-        tpu.placed(jax.eval_shape(optimizer.init, params), of_state),
+        tpu.placed(jax.eval_shape(optimizer.init, params), state_shardings),
         tpu.placed(
             jax.ShapeDtypeStruct(BATCH, jnp.float32), NamedSharding(mesh, PartitionSpec("data"))
         ),
     )
     with jax.set_mesh(mesh):
-        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(replicated, of_state))
+        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(replicated, state_shardings))
         return jitted.lower(*arguments).compile()
 
 
 def shapes(compiled, kind):
-    """Of all collectives of a kind that are no scalars, in order."""
+    """The sorted shapes in all collectives of a kind, without scalars."""
     found = [shape for c in tpu.collectives(compiled) if c.kind == kind for shape in c.shapes]
     return sorted(shape for shape in found if shape not in ONE_NUMBER)
 
 
 # Each parameter once.
-ALL = ["f32[1024,512]", "f32[512,1024]"]
+EACH_ONCE = ["f32[1024,512]", "f32[512,1024]"]
 KINDS = {"all-gather", "all-reduce", "reduce-scatter"}
 
 
@@ -104,17 +106,17 @@ KINDS = {"all-gather", "all-reduce", "reduce-scatter"}
 def test_zero_moves_gradients_and_parameters_and_never_the_state(dtype, state_bytes, axis_type):
     compiled = compile_zero(axis_type, dtype)
     assert {c.kind for c in tpu.collectives(compiled)} <= KINDS
-    assert shapes(compiled, "reduce-scatter") == ALL
-    # They would be more, were the average or the momentum gathered.
-    assert shapes(compiled, "all-gather") == ALL
-    # Nor are they the updates: those have not been added.
+    assert shapes(compiled, "reduce-scatter") == EACH_ONCE
+    # More would mean that the average or the momentum is gathered.
+    assert shapes(compiled, "all-gather") == EACH_ONCE
+    # What is gathered is the parameters after the addition, not the updates.
     gathers = [c for c in tpu.collectives(compiled) if c.kind == "all-gather"]
     assert all(c.source.endswith("/add") for c in gathers)
-    # One byte's scales are scalars.
+    # The amaxes of 8-bit leaves are scalars.
     assert shapes(compiled, "all-reduce") == []
 
-    # Parameters, an eighth of the state and of the batch; one vector each of amaxes and of
-    # scales for 8-bit leaves, and two step counters, in 512 bytes each.
+    # Parameters, an eighth of the state and of the batch; in 8 bits also a vector of amaxes, one of
+    # scales and two step counters, of 512 bytes each.
     expected = 4 * SIZE + state_bytes * SIZE / 8 + 4 * math.prod(BATCH) / 8
     scalars = 4 * 512 if dtype == "float8_e5m2" else 0
     assert compiled.memory_analysis().argument_size_in_bytes == expected + scalars
@@ -122,16 +124,16 @@ def test_zero_moves_gradients_and_parameters_and_never_the_state(dtype, state_by
 
 @axis_types
 def test_the_tests_of_zero_can_fail(axis_type):
-    """A replicated state is gathered, too, and each chip holds more than an eighth."""
+    """A replicated state: updated averages are gathered too, and each chip holds all of it."""
     compiled = compile_zero(axis_type, "float32", shard_state=False)
-    assert shapes(compiled, "all-gather") == sorted(3 * ALL)
+    assert shapes(compiled, "all-gather") == sorted(3 * EACH_ONCE)
     assert compiled.memory_analysis().argument_size_in_bytes > (4 + 8) * SIZE
 
 
-def test_without_a_constraint_gradients_are_all_reduced():
-    """On an Explicit mesh; on one of Auto axes the compiler sees where they are needed."""
+def test_gradients_are_all_reduced_without_a_constraint():
+    """On an Explicit mesh. With Auto axes the compiler sees that only shards are needed."""
     compiled = compile_zero(AxisType.Explicit, "float32", constrained=False)
-    assert shapes(compiled, "all-reduce") == ALL
+    assert shapes(compiled, "all-reduce") == EACH_ONCE
     assert shapes(compiled, "reduce-scatter") == []
 
 

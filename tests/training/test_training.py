@@ -1,4 +1,4 @@
-"""Few bits train as float32 does: two networks, five seeds, three decays."""
+"""Low precision trains as float32 does: two networks, five seeds, three decays."""
 
 import functools
 
@@ -15,7 +15,7 @@ def losses(task, storage):
     return train(TASKS[task](), (STORAGES | NEAREST)[storage], EPOCHS[task])
 
 
-# Each task is trained in one process, which keeps the losses.
+# Each task runs in one process, which caches its losses.
 TASK = pytest.mark.parametrize(
     "task", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TASKS]
 )
@@ -23,15 +23,15 @@ TASK = pytest.mark.parametrize(
 
 @TASK
 @pytest.mark.parametrize("storage", [name for name in STORAGES if name != "float32"])
-def test_loss_is_within_the_spread_of_float32s(task, storage):
-    ours, float32 = losses(task, storage), losses(task, "float32")
-    for decay, narrow, wide in zip(DECAYS, ours[..., -1], float32[..., -1], strict=True):
-        assert wide.min() <= narrow.mean() <= wide.max(), decay
+def test_loss_is_in_the_range_of_float32(task, storage):
+    ours, float32 = (losses(task, name)[..., -1] for name in (storage, "float32"))
+    for decay, loss, reference in zip(DECAYS, ours, float32, strict=True):
+        assert reference.min() <= loss.mean() <= reference.max(), decay
 
 
 @pytest.mark.xdist_group("digits")
-def test_rounding_to_nearest_is_told_apart():
-    """All in bfloat16, to nearest, is outside the spread: the test above can fail."""
+def test_rounding_to_nearest_is_outside_that_range():
+    """With everything in bfloat16: the test above can fail."""
     nearest = losses("digits", "all bfloat16, to nearest")[..., -1].mean(axis=1)
-    wide = losses("digits", "float32")[..., -1]
-    assert ((nearest < wide.min(axis=1)) | (nearest > wide.max(axis=1))).any()
+    float32 = losses("digits", "float32")[..., -1]
+    assert ((nearest < float32.min(axis=1)) | (nearest > float32.max(axis=1))).any()
