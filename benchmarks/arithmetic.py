@@ -1,7 +1,7 @@
-"""Where the arithmetic decides: float64, ours, Optax's and torch's numbers beside each other.
+"""Where arithmetic matters: the numbers of float64, ours, Optax and torch side by side.
 
-Every row is one small run, and the number in it the size of its last update (learning
-rate 1), or what the row says. "float64" is the formula in float64 NumPy.
+Every row is a small run. Its number is the size of the last update (at learning rate 1),
+unless the row says otherwise. "float64" is the formula in float64 NumPy.
 """
 
 import sys
@@ -40,7 +40,7 @@ def last_update(
 
 
 def last_update_of_torch(gradients: np.ndarray, dtype: str, **options: Any) -> float:
-    """The same of torch.optim.RMSprop, whose eps stands outside the root."""
+    """The same for torch.optim.RMSprop, whose eps is outside the root."""
     assert torch is not None
     w = torch.zeros(gradients.shape[1], dtype=getattr(torch, dtype), requires_grad=True)
     optimizer = torch.optim.RMSprop([w], lr=1.0, **options)
@@ -56,14 +56,14 @@ def row(
     gradients: np.ndarray, dtype: str = "float32", *, centered: bool = False, decay: float = 0.99
 ) -> Cells:
     """One row: the same gradients and options for all, eps 1e-8 outside the root."""
-    part = "scale_by_stddev" if centered else "scale_by_rms"
+    name = "scale_by_stddev" if centered else "scale_by_rms"
     options = {"decay": decay, "eps": 1e-8, "eps_in_sqrt": False}
     g = np.asarray(jnp.asarray(gradients, dtype).astype(jnp.float32), np.float64)
     second_moment = (reference.variance if centered else reference.mean_square)(g, decay)
     cells = {
         "float64": float(abs(reference.normalize(g[-1], second_moment, 1e-8, False)).mean()),
-        "ours": last_update(getattr(rmsprop_jax, part), gradients, dtype, **options),
-        "Optax": last_update(getattr(optax, part), gradients, dtype, **options),
+        "ours": last_update(getattr(rmsprop_jax, name), gradients, dtype, **options),
+        "Optax": last_update(getattr(optax, name), gradients, dtype, **options),
     }
     if torch is not None:
         cells["torch"] = last_update_of_torch(gradients, dtype, alpha=decay, centered=centered)
@@ -81,7 +81,7 @@ def constant(g: float, steps: int = 100) -> np.ndarray:
 
 
 def meta_gradient() -> Cells:
-    """The derivative of an update by a gradient that is zero; by the formula it is 1 / eps."""
+    """The derivative of an update with respect to a zero gradient; the formula gives 1 / eps."""
 
     def update(g: jax.Array, tx: optax.GradientTransformation) -> Any:
         return tx.update(g, tx.init(g))[0]
@@ -95,7 +95,7 @@ def meta_gradient() -> Cells:
 
 
 def zero_over_zero() -> Cells:
-    """Hinton's formula has no eps; a gradient of zero must not move anything."""
+    """Hinton's formula has no eps; a zero gradient must not move anything."""
     zero = np.zeros((1, 1))
     return {
         "float64": 0.0,
@@ -122,7 +122,7 @@ def average_in_bfloat16() -> Cells:
 
 
 def huge() -> Cells:
-    """One gradient of 1e25, whose square is no float32, then 3000 ordinary ones."""
+    """One gradient of 1e25, whose square overflows float32, then 3000 ordinary ones."""
     gradients = constant(1.0, 3000)
     gradients[0] = 1e25
     gradients[1::2] = -1.0

@@ -1,8 +1,8 @@
-"""Runs the RMSprops of other packages beside ours: is the line in docs/which_rmsprop.md the same?
+"""Compares the RMSprops of other packages with the calls that docs/which_rmsprop.md gives for them.
 
-Each takes 60 steps of mixed-scale gradients with exact zeros, at a falling learning rate where it
-can. Prints the largest difference as a share of the largest value that each parameter has had.
-What is not installed is left out. All of it, beside the extra `frameworks`:
+Each takes 60 steps of mixed-scale gradients with exact zeros, with a falling learning rate if it
+supports one. Prints the largest difference, relative to the largest value that each parameter has
+had. Packages that are not installed are left out. To install all, beside the extra `frameworks`:
 
     pip install --no-deps autograd==1.9.1 bitsandbytes==0.50.2 dm-sonnet==2.0.2 dm-tree mlx==0.32.4
     pip install --no-deps mlx-cpu==0.32.4 numpyro==0.22.0 paddlepaddle==3.3.1 pfrl==0.4.0 tabulate
@@ -30,12 +30,12 @@ from support.trajectories import RATE_DECAY, decaying, path, problem
 from rmsprop_jax import dialects, rmsprop
 
 RATE = 1e-2
-# A path {leaf: (steps, n)} of a package, from gradients and parameters.
+# From gradients and parameters to a package's trajectory, {leaf: (steps, n)}.
 Path_ = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 
 def per_step(make: Callable[[dict[str, Any]], Callable[[Any, float], Any]]) -> Path_:
-    """Of an optimizer that is given gradients and the rate, step by step."""
+    """The trajectory of a function that takes one step from gradients and the learning rate."""
 
     def taken(gradients: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
         step, rows = make(params), []
@@ -48,7 +48,7 @@ def per_step(make: Callable[[dict[str, Any]], Callable[[Any, float], Any]]) -> P
 
 
 def of_jax_examples(**options: Any) -> Path_:
-    """Of ``jax.example_libraries.optimizers``."""
+    """The trajectory of ``jax.example_libraries.optimizers``."""
     optimizers = import_module("jax.example_libraries.optimizers")
 
     make = optimizers.rmsprop_momentum if "momentum" in options else optimizers.rmsprop
@@ -67,7 +67,7 @@ def of_jax_examples(**options: Any) -> Path_:
 
 
 def of_torch(load: Callable[[], Any], falls: bool = True, **options: Any) -> Path_:
-    """Of an optimizer for torch's parameters."""
+    """The trajectory of an optimizer for torch's parameters."""
     torch = import_module("torch")
 
     make = load()
@@ -90,7 +90,7 @@ def of_torch(load: Callable[[], Any], falls: bool = True, **options: Any) -> Pat
 
 
 def of_tensorflow(make: Callable[[], Any], apply: str, rate_name: str) -> Path_:
-    """Of an optimizer for TensorFlow's variables, by its method ``apply``."""
+    """The trajectory of an optimizer for TensorFlow's variables, whose method is ``apply``."""
     tf = import_module("tensorflow")
 
     def start(params: dict[str, Any]) -> Callable[[Any, float], Any]:
@@ -112,7 +112,7 @@ def of_tensorflow(make: Callable[[], Any], apply: str, rate_name: str) -> Path_:
 
 
 def of_mlx() -> Path_:
-    """Of MLX."""
+    """The trajectory of MLX."""
     mx, optimizers = import_module("mlx.core"), import_module("mlx.optimizers")
 
     def start(params: dict[str, Any]) -> Callable[[Any, float], Any]:
@@ -132,7 +132,7 @@ def of_mlx() -> Path_:
 
 
 def of_paddle(**options: Any) -> Path_:
-    """Of PaddlePaddle."""
+    """The trajectory of PaddlePaddle."""
     paddle = import_module("paddle")
 
     def start(params: dict[str, Any]) -> Callable[[Any, float], Any]:
@@ -159,7 +159,7 @@ def of_paddle(**options: Any) -> Path_:
 
 
 def of_numpyro(momentum: bool) -> Path_:
-    """Of NumPyro, which wraps JAX's example."""
+    """The trajectory of NumPyro, which wraps JAX's example library."""
     optim = import_module("numpyro.optim")
 
     def start(params: dict[str, Any]) -> Callable[[Any, float], Any]:
@@ -177,7 +177,7 @@ def of_numpyro(momentum: bool) -> Path_:
 
 
 def of_autograd() -> Path_:
-    """Of HIPS autograd, at a constant rate."""
+    """The trajectory of HIPS autograd, at a constant learning rate."""
     theirs = import_module("autograd.misc.optimizers").rmsprop
 
     def taken(gradients: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def of_autograd() -> Path_:
                 num_iters=len(g),
                 step_size=RATE,
             )
-            # It calls back before each step; the last step is not seen.
+            # The callback runs before each step, so the last step is missing.
             found[k] = np.stack(seen[1:])
         return found
 
@@ -199,7 +199,7 @@ def of_autograd() -> Path_:
 
 
 def pfrl() -> Any:
-    """Its optimizer alone: the package asks for gym."""
+    """Only its optimizer: the package needs gym."""
     return module_alone("pfrl.optimizers.rmsprop_eps_inside_sqrt").RMSpropEpsInsideSqrt
 
 
@@ -209,23 +209,23 @@ def torchopt() -> Any:
 
 
 def bitsandbytes() -> Any:
-    """In 32 bits: its 8 bits are other codes than ours."""
+    """In 32 bits, since its 8-bit codes differ from ours."""
     return import_module("bitsandbytes").optim.RMSprop32bit
 
 
 def sonnet() -> Any:
-    """With all that it has."""
+    """With all its options."""
     sonnet = import_module("sonnet")
     return sonnet.optimizers.RMSProp(RATE, momentum=0.9, centered=True, epsilon=1e-3)
 
 
 def tf_keras() -> Any:
-    """The one that came after ``legacy``."""
+    """The optimizer that replaced the ``legacy`` one."""
     return import_module("tf_keras").optimizers.RMSprop(RATE, momentum=0.9)
 
 
 class Row(NamedTuple):
-    """An implementation, the call that the page gives for it, and how to run it."""
+    """An implementation, our call for it, and how to run it."""
 
     package: str
     ours: Callable[[Any], optax.GradientTransformation]
@@ -279,7 +279,7 @@ ROWS = {
 
 
 def difference(row: Row, gradients: dict[str, Any], params: dict[str, Any]) -> float:
-    """The largest between two paths, over the largest value that each parameter has had."""
+    """The largest difference, relative to the largest value that each parameter has had."""
     theirs = row.theirs()(gradients, params)
     ours = path(row.ours(decaying(RATE) if row.falls else RATE), gradients, params)
     worst = 0.0

@@ -1,7 +1,7 @@
-"""How long a step in low precision takes to trace and compile, over Optax's in float32.
+"""How long a low-precision step takes to trace and compile, relative to Optax's in float32.
 
-Many leaves of different shapes: for this CPU, for an H100 (extra `cuda`) and for TPU v5e (extra
-`tpu`), whichever is installed. Nothing is run. Ratios of one run, measured one after the other.
+Many leaves of different shapes, for this CPU, for an H100 (extra `cuda`) and for TPU v5e (extra
+`tpu`), if installed. Nothing is run. The times are from one run, measured one after the other.
 """
 
 import argparse
@@ -33,7 +33,7 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 
 def targets() -> dict[str, Sharding]:
-    """Where a program can be compiled for, by name."""
+    """The devices that a program can be compiled for, by name."""
     found: dict[str, Sharding] = {"CPU": SingleDeviceSharding(jax.devices("cpu")[0])}
     if find_spec("jax_plugins") is not None and find_spec("jax_plugins.xla_cuda13") is not None:
         found["H100"] = cuda.on_h100()
@@ -43,7 +43,7 @@ def targets() -> dict[str, Sharding]:
 
 
 def seconds(optimizer: optax.GradientTransformation, leaves: int, sharding: Sharding) -> float:
-    """From Python to the program."""
+    """The time to trace and compile a step."""
 
     def placed(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -1,10 +1,10 @@
-"""The time of a step on a GPU, as a fraction of what its memory allows.
+"""The speed of a step on a GPU, as a fraction of what its memory bandwidth allows.
 
-Ours in three storages, Optax's, torch's (foreach, and compiled) and bitsandbytes' of 8 bits,
-on one leaf and on 400. The floor of each is the bytes that its step must move (gradient
-read, parameter and state read and written), at the bandwidth of a copy timed in the same
-round. 1.00 is the floor; 0.50 takes twice as long. torch and bitsandbytes are left out where
-they are not installed. It runs on a CPU too, to see that it runs: `--log2-size 20`.
+Ours in three dtypes, Optax's, torch's (foreach, and compiled) and bitsandbytes' 8-bit RMSprop, on
+one leaf and on 400. The floor is the time to move the bytes that a step must move (gradient read,
+parameter and state read and written), at the bandwidth of a copy timed in the same round. 1.00 is
+the floor; 0.50 takes twice as long. torch and bitsandbytes are left out if they are not installed.
+To try the script on a CPU: `--log2-size 20`.
 """
 
 import gc
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-# torch is to have room beside JAX.
+# Leave memory for torch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -29,26 +29,26 @@ Step = Callable[[], Any]
 
 
 def torch_step(make: Callable[..., Any], compiled: bool, leaves: int, size: int) -> Step:
-    """A step of a torch optimizer, waited for."""
+    """A step of a torch optimizer, until it has finished."""
     assert torch is not None
-    on = "cuda" if torch.cuda.is_available() else "cpu"
-    params = [torch.ones(size, device=on, requires_grad=True) for _ in range(leaves)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    params = [torch.ones(size, device=device, requires_grad=True) for _ in range(leaves)]
     for p in params:
-        p.grad = torch.full((size,), 0.1, device=on)
+        p.grad = torch.full((size,), 0.1, device=device)
     optimizer = make(params, lr=1e-3, alpha=0.9)
     step = torch.compile(optimizer.step) if compiled else optimizer.step
 
     def run() -> None:
         assert torch is not None
         step()
-        if on == "cuda":
+        if device == "cuda":
             torch.cuda.synchronize()
 
     return run
 
 
 def methods() -> dict[str, tuple[Callable[[int, int], Step], float]]:
-    """What makes a step of so many leaves and parameters in each, and its bytes of state."""
+    """By name: makes a step from leaves and their size; and bytes of state per parameter."""
 
     def of_jax(optimizer: optax.GradientTransformation) -> Callable[[int, int], Step]:
         return partial(jax_step, optimizer)
@@ -71,11 +71,11 @@ def methods() -> dict[str, tuple[Callable[[int, int], Step], float]]:
 
 
 def row(name: str, leaves: int, size: int, rounds: int) -> list[str]:
-    """A row of the table: milliseconds, and the floor over them."""
+    """A row of the table: milliseconds, and the floor divided by them."""
     make, state_bytes = methods()[name]
     words = leaves * size
     times = measure({"step": make(leaves, size), "copy": copy(words)}, rounds)
-    # The copy reads and writes a float32.
+    # The copy moves 8 bytes per parameter: it reads and writes a float32.
     floor = (12 + 2 * state_bytes) / 8
     fractions = [floor * c / s for s, c in zip(times["step"], times["copy"], strict=True)]
     return [

@@ -1,7 +1,7 @@
-"""The step as XLA compiles it for an H100, without a GPU: extra `cuda`.
+"""The step as compiled for an H100, without a GPU: extra `cuda`.
 
-How many kernels a step launches, and the bytes that they read and write over the floor: gradient,
-parameter and state read, parameter and state written, each once. Nothing is run on a GPU.
+How many kernels a step launches, and the bytes that they read and write relative to the floor:
+gradient, parameter and state read once, parameter and state written once. Nothing runs on a GPU.
 """
 
 import argparse
@@ -23,11 +23,11 @@ class Case(NamedTuple):
     """A row of the table.
 
     Attributes:
-      variant: Its name.
-      rate: That of the learning rate.
-      ours: Our optimizer, if it is to be shown.
-      optax: Optax's, if there is one.
-      state: Bytes of state a parameter, of both.
+      variant: The name of the variant.
+      rate: The name of the learning rate.
+      ours: Our optimizer, if it is shown.
+      optax: Optax's optimizer, if there is one.
+      state: Bytes of state per parameter, in both.
     """
 
     variant: str
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 
 def of_optax(rate: Any, weight_decay: float | None = None, **options: Any) -> Any:
-    """Optax's RMSprop; with weight decay the chain that `optax.adamw` is, with RMSprop's scale."""
+    """Optax's RMSprop; with weight decay a chain like `optax.adamw`, but with `scale_by_rms`."""
     if weight_decay is None:
         return optax.rmsprop(rate, **options)
     return optax.chain(

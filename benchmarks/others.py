@@ -1,4 +1,4 @@
-"""What ours is measured beside, where it is installed: torch and bitsandbytes."""
+"""The packages that ours is compared with, if they are installed: torch and bitsandbytes."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,7 +15,7 @@ __all__ = ["bitsandbytes", "torch", "versions"]
 
 
 def versions() -> str:
-    """The versions of all that is measured, for the head of a table."""
+    """The versions of all packages, for the head of a table."""
     return ", ".join(_version(name) for name in ("jax", "optax", "torch", "bitsandbytes"))
 
 

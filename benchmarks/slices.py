@@ -1,9 +1,9 @@
-"""How the state of a sharded RMSprop scales to slices of a TPU pod, as the compiler sees it.
+"""How the state of a sharded RMSprop scales to slices of a TPU pod, by what the compiler reports.
 
 The optimizer's part of a training step is compiled ahead of time for two language models,
-with FSDP over all chips of a slice: what each chip holds of the state, which collectives the
-chips run, how long it takes to compile, and how large the program is. Nothing is run on a
-TPU, and nothing is allocated; it needs the TPU compiler: `pip install -e '.[tpu]'`.
+with FSDP over all chips of a slice. The table says what each chip holds of the state, which
+collectives the chips run, how long it takes to compile, and how large the program is. Nothing
+is run on a TPU or allocated, but the TPU compiler is needed: `pip install -e '.[tpu]'`.
 """
 
 import argparse
@@ -35,13 +35,13 @@ compile, program: seconds from Python to the program, and its size
 
 
 def numbers(collective: tpu.Collective) -> int:
-    """How many each chip has of it."""
+    """How many numbers each chip gets from a collective."""
     axes = [shape[shape.index("[") + 1 : -1] for shape in collective.shapes]
     return sum(math.prod(map(int, filter(None, text.split(",")))) for text in axes)
 
 
 def described(collectives: list[tpu.Collective]) -> str:
-    """Each kind, how many there are of it, and of how many numbers."""
+    """The collectives as text: how many of each kind, and of how many numbers in all."""
     kinds: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for collective in collectives:

@@ -1,10 +1,10 @@
-"""The time of a training step's optimizer part: ours, Optax's and torch's in one run.
+"""The time of the optimizer's part of a training step: ours, Optax's and torch's in one run.
 
-Each number is a ratio: the median over rounds of two times measured one after the
-other, with the order turned round each time. The floor is what the machine's memory
-allows: every byte that a step must read or write once (gradient, parameter and state
-read; parameter and state written), at the bandwidth of a copy timed in the same round.
-A second table is of what a step takes in Python: before it is compiled, and without.
+Each number is the median over rounds of the ratio of two times, measured one after the
+other in alternating order. The floor is the time in which the machine's memory moves every
+byte that a step must read or write (gradient, parameter and state read; parameter and state
+written), at the bandwidth of a copy timed in the same round. A second table has the time that
+a step takes in Python: to be traced and lowered, and to run without compilation.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import rmsprop_jax
 
-# Options by name, and bytes of state a parameter.
+# Options by name, and bytes of state per parameter.
 VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "plain": ({}, 4),
     "eps outside": ({"eps_in_sqrt": False}, 4),
@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "one byte": ({"accumulator_dtype": "float8_e5m2"}, 1),
     "one byte, momentum": ({"accumulator_dtype": "float8_e5m2", "momentum": 0.9}, 3),
 }
-# Options by name, for what a step takes in Python.
+# Options by name, for the time in Python.
 IN_PYTHON: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"momentum": 0.9},
@@ -45,7 +45,7 @@ IN_PYTHON: dict[str, dict[str, Any]] = {
     "bfloat16": {"accumulator_dtype": "bfloat16"},
     "one byte": {"accumulator_dtype": "float8_e5m2"},
 }
-# What torch can do too; its eps always stands outside the root.
+# The variants that torch has too; its eps is always outside the root.
 OF_TORCH = {"eps outside", "momentum", "centred", "centred, momentum"}
 
 
@@ -68,7 +68,7 @@ def jax_step(optimizer: optax.GradientTransformation, leaves: int, size: int) ->
 
 
 def torch_step(name: str, leaves: int, size: int) -> Callable[[], Any]:
-    """torch.optim.RMSprop's step as it comes."""
+    """The step of torch.optim.RMSprop with torch's default implementation."""
     assert torch is not None
     options = VARIANTS[name][0]
     params = [torch.ones(size, requires_grad=True) for _ in range(leaves)]
@@ -104,9 +104,9 @@ def seconds(run: Callable[[], Any]) -> float:
 def measure(
     runs: dict[str, Callable[[], Any]], rounds: int, before: Callable[[], Any] = lambda: None
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each round, the order turned round every time.
+    """Seconds of each run in each round, in alternating order.
 
-    ``before`` is called before each, and not timed.
+    ``before`` is called before each run, and not timed.
     """
     for run in runs.values():
         run()  # compiles
@@ -124,7 +124,7 @@ def median_ratio(a: list[float], b: list[float]) -> float:
 
 
 def compare(name: str, leaves: int, size: int, rounds: int) -> list[str]:
-    """A row of the table: our time over the floor, Optax's and torch's."""
+    """A row of the table: our time relative to the floor, Optax's and torch's."""
     options, state = VARIANTS[name]
     runs = {
         "ours": jax_step(rmsprop_jax.rmsprop(1e-3, **options), leaves, size),
@@ -134,7 +134,7 @@ def compare(name: str, leaves: int, size: int, rounds: int) -> list[str]:
     if torch is not None and name in OF_TORCH:
         runs["torch"] = torch_step(name, leaves, size)
     times = measure(runs, rounds)
-    # The copy reads and writes a float32.
+    # The copy moves 8 bytes per parameter: it reads and writes a float32.
     floor = [t * (12 + 2 * state) / 8 for t in times["copy"]]
     row = [name, f"{leaves}", f"{median_ratio(times['ours'], floor):.2f}"]
     for other in ("Optax", "torch"):
@@ -143,10 +143,10 @@ def compare(name: str, leaves: int, size: int, rounds: int) -> list[str]:
 
 
 def lowering(optimizer: optax.GradientTransformation, leaves: int) -> Callable[[], Any]:
-    """Traces an update and lowers it to StableHLO, as each compilation begins."""
+    """Traces an update and lowers it to StableHLO, the first part of a compilation."""
     params = _varied(leaves, partial(jax.ShapeDtypeStruct, dtype=jnp.float32))
     state = jax.eval_shape(optimizer.init, params)
-    # A new function each time, or JAX would remember it.
+    # A new function each time, otherwise JAX would use its cache.
     return lambda: jax.jit(lambda g, s: optimizer.update(g, s)).lower(params, state)
 
 
@@ -164,19 +164,19 @@ def uncompiled(optimizer: optax.GradientTransformation, leaves: int) -> Callable
 
 
 def _varied(leaves: int, make: Callable[[tuple[int, int]], Any]) -> list[Any]:
-    """Leaves of seven shapes, as a network has them."""
+    """Leaves of seven different shapes, as in a network."""
     return [make((i % 7 + 1, 4)) for i in range(leaves)]
 
 
 def compare_in_python(name: str, leaves: int, rounds: int) -> list[str]:
-    """A row of the second table: our time in Python over Optax's."""
+    """A row of the second table: our time in Python relative to Optax's."""
     options = {"learning_rate": 1e-3, **IN_PYTHON[name]}
     ours = rmsprop_jax.rmsprop(**options)
     theirs = optax.rmsprop(**_of_optax(options))
     lower = {"ours": lowering(ours, leaves), "Optax": lowering(theirs, leaves)}
     update = {"ours": uncompiled(ours, 20), "Optax": uncompiled(theirs, 20)}
     measured = [
-        # As in a new process, where no part has been traced yet.
+        # As in a new process, where nothing has been traced yet.
         measure(lower, rounds, before=jax.clear_caches),
         measure(lower, rounds),
         measure(update, rounds),
@@ -190,24 +190,24 @@ def _of_optax(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def compile_ratio(leaves: int, accumulator_dtype: str) -> float:
-    """How much longer such a step takes to compile than one in float32."""
+    """The time to compile a step in this dtype, relative to float32."""
 
     def compile_(dtype: str | None) -> None:
         optimizer = rmsprop_jax.rmsprop(1e-3, accumulator_dtype=dtype)
-        # Leaves of different shapes, as a network has them.
+        # Leaves of different shapes, as in a network.
         params = [jax.ShapeDtypeStruct((i + 1, 128), jnp.float32) for i in range(leaves)]
         jax.jit(optimizer.update).lower(params, jax.eval_shape(optimizer.init, params)).compile()
 
     times = measure(
-        {"narrow": partial(compile_, accumulator_dtype), "float32": partial(compile_, None)}, 1
+        {"dtype": partial(compile_, accumulator_dtype), "float32": partial(compile_, None)}, 1
     )
-    return median_ratio(times["narrow"], times["float32"])
+    return median_ratio(times["dtype"], times["float32"])
 
 
 def parse_arguments(
     description: str | None, log2_size: int, rounds: int, leaves: list[int]
 ) -> argparse.Namespace:
-    """How much is measured, with these defaults."""
+    """The command line, with these defaults."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -230,7 +230,7 @@ def parse_arguments(
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Prints it as Markdown, the first column 18 wide."""
+    """Prints a Markdown table whose first column is 18 wide."""
     widths = [18, *(max(len(name), 5) for name in header[1:])]
     for row in [header, ["---"] * len(header), *rows]:
         cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]

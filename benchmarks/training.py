@@ -1,8 +1,8 @@
-"""Two small networks trained with averages kept in each way: do few bits train as float32 does?
+"""Two small networks trained with averages in each format: does low precision train like float32?
 
-The networks and their data are those of `tests/support/training.py`, five seeds each. Prints the
-training loss at the end, and draws its course. Averages rounded to nearest stand beside
-stochastically rounded ones.
+The networks and their data are those of `tests/support/training.py`, with five seeds each. Prints
+the final training loss, and draws it by epoch. Stochastic rounding is compared with rounding to
+nearest.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from support.training import DECAYS, NEAREST, SEEDS, STORAGES, TASKS, train
 
 
 def draw(results: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """One panel per task and decay: the loss by step, its mean and range over seeds."""
+    """One panel per task and decay: the mean loss over seeds by epoch, and float32's range."""
     figure, axes = plt.subplots(
         len(results), len(DECAYS), figsize=(12, 7), squeeze=False, layout="constrained"
     )
@@ -31,7 +31,7 @@ def draw(results: dict[str, dict[str, np.ndarray]], path: Path) -> None:
                 panel.plot(epochs, loss[i].mean(0), line, color=color, label=name)
                 if name == "float32":
                     panel.fill_between(epochs, loss[i].min(0), loss[i].max(0), color="0.85")
-            # What falls by powers of ten is seen on a logarithmic axis.
+            # This loss falls by powers of ten.
             panel.set_yscale("log" if task == "digits" else "linear")
             panel.set(title=f"{task}, decay {decay}", xlabel="epoch")
         row[0].set_ylabel("training loss (nats)")
@@ -41,7 +41,7 @@ def draw(results: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     plt.close(figure)
 
 
-# Colours that the colour-blind can tell apart; what is rounded to nearest is dashed.
+# Colours that colour-blind readers can tell apart; rounding to nearest is dashed.
 STYLES = {
     "float32": ("black", "-"),
     "bfloat16": ("#0072b2", "-"),
