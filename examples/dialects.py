@@ -14,7 +14,7 @@ import flags
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from quickstart import History, load, train
+from quickstart import History, Run, load, train
 
 from rmsprop_jax import dialects, rmsprop
 
@@ -84,7 +84,8 @@ def main() -> None:
         SAME: dict.fromkeys(RATES, SAME_RATE),
     }.items():
         columns[title] = {
-            name: train(OPTIMIZERS[name](rate), data, args, name) for name, rate in rates.items()
+            name: train(Run(OPTIMIZERS[name](rate)), data, args, name)
+            for name, rate in rates.items()
         }
         for name, history in columns[title].items():
             loss = np.mean(history.losses[-WINDOW:])

@@ -62,12 +62,17 @@ class Run(NamedTuple):
 
 
 class History(NamedTuple):
-    """Bytes of a parameter and its state; of each epoch the mean loss and held-out accuracy."""
+    """Bytes per parameter, and of its state; each step's loss, each epoch's held-out accuracy."""
 
     parameter_bytes: float
     state_bytes: float
     losses: list[float]
     accuracies: list[float]
+
+    @property
+    def epoch_losses(self) -> np.ndarray:
+        """The mean of each epoch."""
+        return np.reshape(self.losses, (len(self.accuracies), -1)).mean(axis=1)
 
     @property
     def memory(self) -> str:
@@ -191,10 +196,10 @@ def train(
                 taken += 1
                 if watch is not None and taken % watch.every == 0:
                     watch(taken, jax.jit(diagnose)(state, params, updates))
-            history.losses.append(float(np.mean(losses)))
+            history.losses.extend(map(float, losses))
             history.accuracies.append(float(accuracy(params)))
             bar.set_postfix(
-                loss=f"{history.losses[-1]:.1e}", accuracy=f"{history.accuracies[-1]:.1%}"
+                loss=f"{history.epoch_losses[-1]:.1e}", accuracy=f"{history.accuracies[-1]:.1%}"
             )
     return history
 
@@ -239,7 +244,7 @@ def draw(histories: dict[str, History], path: Path) -> None:
         1, 2, figsize=(9.5, 4.2), width_ratios=(3, 2), layout="constrained"
     )
     draw_losses(left, {name: histories[name] for name in (OPTAX, OURS, FLOAT32)}, memory=True)
-    optax_end, our_end, end = (histories[name].losses[-1] for name in (OPTAX, OURS, FLOAT32))
+    optax_end, our_end, end = (histories[name].epoch_losses[-1] for name in (OPTAX, OURS, FLOAT32))
     left.set_title(
         f"In bfloat16 Optax ends at {optax_end / end:.1f} times float32's loss, "
         f"ours at {our_end / end:.1f}",
@@ -255,16 +260,16 @@ def draw(histories: dict[str, History], path: Path) -> None:
 def draw_losses(axes: Any, histories: dict[str, History], *, memory: bool = False) -> None:
     """Lines with their names at the right, as high as they end or below the one before."""
     for name, history in histories.items():
-        axes.plot(range(1, len(history.losses) + 1), history.losses, **STYLES[name])
-    losses = [loss for history in histories.values() for loss in history.losses]
+        axes.plot(range(1, len(history.accuracies) + 1), history.epoch_losses, **STYLES[name])
+    losses = [loss for history in histories.values() for loss in history.epoch_losses]
     axes.set(xlabel="epoch", yscale="log", ylim=(min(losses) / 5, max(losses) * 2))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     to_height = (axes.transScale + axes.transLimits).transform
     height, spacing = np.inf, 0.13 if memory else 0.07
-    for name, history in sorted(histories.items(), key=lambda item: -item[1].losses[-1]):
+    for name, history in sorted(histories.items(), key=lambda item: -item[1].epoch_losses[-1]):
         label = f"{name}\n{history.memory}" if memory else name.removesuffix(", float32")
-        height = min(to_height((1, history.losses[-1]))[1] - 0.03, height - spacing)
+        height = min(to_height((1, history.epoch_losses[-1]))[1] - 0.03, height - spacing)
         color = STYLES[name]["color"]
         axes.text(1.02, height, label, transform=axes.transAxes, color=color, va="bottom")
 
@@ -322,8 +327,8 @@ def main() -> None:
         print(f"RMSprop's step sizes are drawn in {path}")
     for name, history in histories.items():
         print(
-            f"{name:19} loss {history.losses[-1]:.2e}, test accuracy {history.accuracies[-1]:.1%}, "
-            f"{history.memory} per parameter"
+            f"{name:19} loss {history.epoch_losses[-1]:.2e}, "
+            f"test accuracy {history.accuracies[-1]:.1%}, {history.memory} per parameter"
         )
     print(
         f"RMSprop: test accuracy {histories[FLOAT32].accuracies[-1]:.1%} on "
