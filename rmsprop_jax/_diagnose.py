@@ -193,9 +193,9 @@ def _leaf_at(path: str, leaves: dict[str, Any], v: jax.Array, name: str) -> Any:
         return None
     if path not in leaves:
         # `dialects.pytorch` keeps two averages for a complex parameter.
-        parent, _, name_of_half = path.rpartition("/")
-        if name_of_half in ("real", "imaginary") and jnp.iscomplexobj(leaves.get(parent)):
-            return {"real": jnp.real, "imaginary": jnp.imag}[name_of_half](leaves[parent])
+        parent, _, component = path.rpartition("/")
+        if component in ("real", "imaginary") and jnp.iscomplexobj(leaves.get(parent)):
+            return {"real": jnp.real, "imaginary": jnp.imag}[component](leaves[parent])
         raise ValueError(
             f"{name} must have a leaf at {path!r}, where the state has an average; its leaves are "
             f"{_validate_trees.few(list(leaves))}"

@@ -10,7 +10,7 @@ from jax.scipy.special import xlog1py
 from jax.typing import ArrayLike, DTypeLike
 
 Scalar = Any
-"""A hyperparameter: an ``ArrayLike`` of shape (), a type that rejects arithmetic when checked."""
+"""A hyperparameter: an ``ArrayLike`` of shape (), for whose type checkers allow no arithmetic."""
 
 
 @functools.cache

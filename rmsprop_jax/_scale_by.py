@@ -113,7 +113,7 @@ def scale_by_stddev(
     :math:`s_t = v_t - |m_t|^2` exactly, with v the moving average of ``|g|**2``. Optax keeps v
     and subtracts, which gives NaN where the mean is much larger than the standard deviation.
     Here the state holds s, which is never negative and loses no digits. Only at a decay below
-    about 0.01 the division by d loses some.
+    about 0.01 does the division by d lose some.
 
     A limit of float32: m stops changing once ``(1 - d) |g - m|`` is below half the spacing of
     floats near m. So the standard deviation has a floor: about 3e-7, 5e-6 and 5e-5 of the mean at

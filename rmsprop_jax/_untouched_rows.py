@@ -67,7 +67,7 @@ def untouched_rows(
 
     def init(params: Any) -> Any:
         state = optimizer.init(params)
-        _check_has_rows(state)
+        _check_supported(state)
         return state
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
@@ -123,7 +123,7 @@ def _rows_of(touched: Any, average: Any, g: Any) -> Any:
     return jax.tree.map(rows, average)
 
 
-def _check_has_rows(state: Any) -> None:
+def _check_supported(state: Any) -> None:
     """Raises if single rows of a state cannot be left unchanged."""
 
     def is_unsupported(x: Any) -> bool:

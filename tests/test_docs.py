@@ -59,8 +59,8 @@ def test_links_lead_somewhere(page):
 def test_files_are_where_it_says(page):
     """Those of tests, benchmarks and examples, whatever is beside them in a command."""
     text = prose(PAGES[page])
-    named = set(re.findall(r"(?:tests|benchmarks|examples|notebooks)/[\w/.-]*\w", text))
-    assert {name for name in named if not list(ROOT.glob(f"{name}*"))} == set()
+    named = set(re.findall(r"(?:tests|benchmarks|examples|notebooks)/[\w/.-]*[\w*]+[\w.]*", text))
+    assert {name for name in named if not list(ROOT.glob(name))} == set()
 
 
 COMMANDS = [
@@ -70,8 +70,12 @@ COMMANDS = [
 ]
 
 
-def test_there_are_commands():
+def test_there_is_something_to_check():
+    everything = prose("\n".join(PAGES.values()))
     assert len(COMMANDS) >= 4
+    assert len(re.findall(r"\]\((?!https?:)([^)]+)\)", everything)) > 60
+    assert len(re.findall(r"\b(?:tests|benchmarks|examples)/\w", everything)) > 60
+    assert len(set(re.findall(r"\binterop\.(\w+)\.(?:load|save)", everything))) >= 2
 
 
 @pytest.mark.parametrize(("page", "arguments"), COMMANDS, ids=str)

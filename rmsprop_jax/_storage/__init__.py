@@ -1,4 +1,4 @@
-"""How an average is stored between steps: in float32, bfloat16 or 8 bits. Knows no RMSprop.
+"""How an average is stored between steps: in float32, bfloat16 or 8 bits. Independent of RMSprop.
 
 Arithmetic is done in at least float32, whatever the parameters are, and averages are stored in
 it unless a lower precision is asked for. That takes stochastic rounding: with rounding to nearest

@@ -19,8 +19,8 @@ class Quantized(NamedTuple):
       amax: The largest element of each leaf before rounding, a float32 vector in the order of
         ``jax.tree.leaves(codes)``. It determines the next scales.
       codes: The codes of the averages, arrays with the parameters' shapes.
-      scale: A float32 vector with one scale per leaf: value = code x scale. Negative until the
-        leaf's first nonzero update.
+      scale: A float32 vector with one scale per leaf: the value of a code of one. Negative until
+        the leaf's first nonzero update.
     """
 
     amax: Any

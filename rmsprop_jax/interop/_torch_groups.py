@@ -1,6 +1,7 @@
 """A torch optimizer's parameter groups: which RMSprop they belong to, and what they train."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -197,9 +198,15 @@ def _is_parameter(name: str, x: Any, model: Model) -> bool:
 
 
 def _check_names(names: Sequence[str], indices: Sequence[Any], model: Model) -> None:
-    if len(names) != len(indices) or len(set(names)) != len(names):
+    if len(set(names)) != len(names):
+        repeated = [name for name, number in Counter(names).items() if number > 1]
         raise ValueError(
-            f"the optimizer's {len(indices)} parameters cannot be the model's {len(names)}, "
+            "names= (or the mapping) must name each of the optimizer's parameters once, got "
+            f"{listed(repeated)} more than once"
+        )
+    if len(names) != len(indices):
+        raise ValueError(
+            f"the optimizer has {len(indices)} parameters, but there are {len(names)} names: "
             f"{listed(names)}. Complete the mapping, or pass names=, the names of the optimizer's "
             "parameters in its order"
         )

@@ -26,7 +26,11 @@ function broken() {
     };
 }
 
-const channels = color => color.match(/[\d.]+/g).map(Number);
+// From "rgb(1, 2, 3)", or the same with an opacity.
+function channels(color) {
+    if (!color.startsWith("rgb")) throw new Error(`a colour of another kind: ${color}`);
+    return color.match(/[\d.]+/g).map(Number);
+}
 
 // https://www.w3.org/TR/WCAG21/#dfn-relative-luminance
 function luminance(color) {
@@ -54,7 +58,7 @@ function contrast(element) {
 function unreadable() {
     const kinds = ["p", "li", "td", "th", "a", "code", "pre span", "h1", "h2", "h3", "mjx-container"];
     return [...document.querySelectorAll(kinds.map(kind => `main ${kind}`))]
-        .filter(element => element.offsetParent && element.innerText.trim().length > 1)
+        .filter(element => element.getClientRects().length && element.textContent.trim().length > 1)
         .filter(element => contrast(element) < 3)
-        .map(element => [contrast(element), element.innerText.slice(0, 60)]);
+        .map(element => [contrast(element), element.textContent.slice(0, 60)]);
 }

@@ -21,7 +21,8 @@ def site(tmp_path_factory):
     """The folder of the built site; a warning of Sphinx is an error."""
     folder = tmp_path_factory.mktemp("site") / "html"
     subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ".", folder],
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs",
+         "-d", folder.with_name("doctrees"), ".", folder],
         cwd=ROOT, check=True, timeout=300,
     )  # fmt: skip
     return folder
@@ -48,7 +49,7 @@ def browser(tmp_path_factory):
     from selenium import webdriver
 
     driver = shutil.which("chromedriver")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    chromium = shutil.which("google-chrome") or shutil.which("chromium")
     assert None not in (driver, chromium), "install chromium and its driver, or -m 'not browser'"
     options = webdriver.ChromeOptions()
     options.binary_location = chromium

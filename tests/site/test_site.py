@@ -28,6 +28,7 @@ CHECKS = Path(__file__).with_name("checks.js").read_text()
 
 
 def show(browser, address, width, mode):
+    browser.get_log("browser")  # what an earlier page left
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     media = [{"name": "prefers-color-scheme", "value": mode}]
@@ -68,12 +69,8 @@ def test_dark_mode_is_readable(browser, address, page):
 )
 def test_search_finds(browser, address, words, page):
     browser.get(f"{address}/search.html?q={words.replace(' ', '+')}")
-    WebDriverWait(browser, 20).until(
-        lambda browser: any(
-            page in link.get_attribute("href")
-            for link in browser.find_elements(By.CSS_SELECTOR, "#search-results a")[:20]
-        )
-    )
+    found = f"#search-results li:nth-child(-n+10) a[href*='{page}']"
+    WebDriverWait(browser, 20).until(lambda browser: browser.find_elements(By.CSS_SELECTOR, found))
 
 
 @pytest.mark.browser
@@ -99,7 +96,10 @@ def test_every_public_name_is_in_the_api(site):
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_anchors_are_there(site, page):
     text = (site / page).read_text()
-    links = re.findall(r'href="(?!https?:|mailto:|data:)([^"#?]*)(?:\?[^"#]*)?(?:#([^"]*))?"', text)
+    links = re.findall(
+        r'(?:href|src)="(?!https?:|mailto:|data:)([^"#?]*)(?:\?[^"#]*)?(?:#([^"]*))?"', text
+    )
+    assert len(links) > 20
     for link, anchor in links:
         target = (site / page).parent / unescape(link) if link else site / page
         assert target.exists(), link
