@@ -109,12 +109,12 @@ class Checkpoints:
             if reason is None:
                 good = step
                 break
-            print(f"checkpoint {step} is refused: {reason}", file=sys.stderr)
+            print(f"checkpoint {step} is rejected: {reason}", file=sys.stderr)
             rejected[folder] = reason
         if good == NONE and any(reason != UNFINISHED for reason in rejected.values()):
             return UNFIT
         for folder in rejected:
-            folder.rename(self.folder / f"refused-{folder.name}-{int(time.time())}")
+            folder.rename(self.folder / f"rejected-{folder.name}-{int(time.time())}")
         return good
 
 

@@ -46,7 +46,7 @@ def test_killed_while_writing_a_checkpoint(never_killed, tmp_path):
     assert bits(result) == bits(never_killed[0])
     assert not unsealed()
     renamed = [name for name in left if name.isdecimal()]
-    assert all(f"checkpoint {name} is refused: seal.json" in messages for name in renamed)
+    assert all(f"checkpoint {name} is rejected: seal.json" in messages for name in renamed)
 
 
 def test_truncated_checkpoint_is_rejected_and_an_older_one_used(never_killed, tmp_path):
@@ -55,7 +55,7 @@ def test_truncated_checkpoint_is_rejected_and_an_older_one_used(never_killed, tm
     file = max((tmp_path / "checkpoints/30/default/params.layer 1.w").iterdir())
     file.write_bytes(file.read_bytes()[:100])
     again, messages = finished(tmp_path, *ONE)
-    assert "checkpoint 30 is refused: leaf params.layer 1.w" in messages
+    assert "checkpoint 30 is rejected: leaf params.layer 1.w" in messages
     assert "continues at step 20" in messages
     assert bits(again) == bits(result)
 

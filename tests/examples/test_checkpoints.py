@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_rejected_and_the_older_one_restored(
     assert step == 20
     jax.tree.map(assert_same_bits, tree, tree_of(20))
     message = capsys.readouterr().err
-    assert message.startswith("checkpoint 30 is refused: ")
+    assert message.startswith("checkpoint 30 is rejected: ")
     if leaf is not None:
         how = "missing" if damage is remove else "damaged"
         assert f"leaf {leaf}: its file {file.split('/')[-1]} is {how}" in message
@@ -173,7 +173,7 @@ def test_a_rejected_checkpoint_is_renamed_and_its_step_can_be_saved_again(folder
         checkpoints.save(30, tree)
     assert step == 20
     assert restored(folder)[0] == 30
-    assert len(list(folder.glob("refused-30-*"))) == 1
+    assert len(list(folder.glob("rejected-30-*"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_checkpoints_of_another_model_or_storage_are_rejected(options, message, 
         restored(folder, **options)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        f"checkpoint {step} is refused" for step in (30, 20, 10)
+        f"checkpoint {step} is rejected" for step in (30, 20, 10)
     ]
     assert re.search(f"{message}.*: of another model or storage", lines[0])
     assert restored(folder)[0] == 30
@@ -213,7 +213,7 @@ def test_a_checkpoint_of_another_storage_yields_to_an_older_good_one(tmp_path, c
         checkpoints.save(20, tree_of(20, dtype="bfloat16"))
     assert restored(tmp_path)[0] == 10
     assert (
-        "checkpoint 20 is refused: leaf state.0.nu_quantized.amax is not there"
+        "checkpoint 20 is rejected: leaf state.0.nu_quantized.amax is not there"
         in capsys.readouterr().err
     )
 
